@@ -1,0 +1,203 @@
+"""The command line: parse, pick the room, turn errors into sentences and exit codes.
+
+Rooms are imported where their command is run, so that `run` stays free of numpy, OpenCV
+and TFLite, and `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from agent import __version__
+from agent.config import DEFAULT_CONFIG_PATH, Config, ModelConfig, load_config, parse_model
+from agent.errors import EXIT_FAILURE, EXIT_OK, AgentError
+from agent.logs import configure_logging
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+DESCRIPTION = "Quantized TFLite inference on camera frames, published over MQTT."
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    configure_logging(arguments.log_level)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except AgentError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does; keep Python quiet at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with all commands."""
+    parser = argparse.ArgumentParser(prog="edge-agent", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"edge-agent {__version__}")
+    parser.add_argument(
+        "--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"], metavar="LEVEL"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_demo(commands)
+    _add_check(commands)
+    _add_detect(commands)
+    _add_model(commands)
+    _add_schema(commands)
+    _add_bench(commands)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"settings (default {DEFAULT_CONFIG_PATH})"
+    )
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runtime", default="auto", choices=["auto", "litert", "tflite-runtime"])
+    parser.add_argument("--accelerator", default="auto", help="auto, cpu, edgetpu, delegate:PATH")
+    parser.add_argument("--threads", type=int, default=0, help="0: chosen by cores")
+    parser.add_argument("--labels", default="", metavar="FILE", help="one label per line")
+    parser.add_argument("--threshold", type=float, metavar="SCORE", help="lowest score, 0 to 1")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+
+
+def _add_run(commands: Commands) -> None:
+    parser = commands.add_parser("run", help="run the daemon")
+    _add_config(parser)
+    parser.set_defaults(command=_run)
+
+
+def _add_demo(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "demo", help="play the shipped clip through the real daemon and a local broker"
+    )
+    parser.add_argument("--seconds", type=float, default=15.0, help="how long (default 15)")
+    parser.set_defaults(command=_demo)
+
+
+def _add_check(commands: Commands) -> None:
+    parser = commands.add_parser("check", help="examine configuration, camera, model and broker")
+    _add_config(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.set_defaults(command=_check)
+
+
+def _add_detect(commands: Commands) -> None:
+    parser = commands.add_parser("detect", help="run a model on still images")
+    parser.add_argument("model", help="a shipped name, a .tflite file, or a folder with a manifest")
+    parser.add_argument("images", nargs="+", metavar="image")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write pictures with boxes drawn")
+    _add_model_options(parser)
+    parser.set_defaults(command=_detect)
+
+
+def _add_model(commands: Commands) -> None:
+    parser = commands.add_parser("model", help="look at a model")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    inspect = actions.add_parser("inspect", help="say what a model is and how it would be used")
+    inspect.add_argument("model", help="a shipped name, a .tflite file, or a folder")
+    _add_model_options(inspect)
+    inspect.set_defaults(command=_inspect)
+
+
+def _add_schema(commands: Commands) -> None:
+    parser = commands.add_parser("schema", help="print JSON Schemas and the AsyncAPI document")
+    parser.add_argument(
+        "name", nargs="?", default="all", help="all, asyncapi, or one payload, such as detections"
+    )
+    parser.set_defaults(command=_schema)
+
+
+def _add_bench(commands: Commands) -> None:
+    parser = commands.add_parser("bench", help="measure the agent against the bare interpreter")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--clip", default="", metavar="FILE", help="video (default: the demo clip)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="per measurement")
+    parser.add_argument("--runs", type=int, default=3, help="repetitions; medians are printed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.set_defaults(command=_bench)
+
+
+def find_config(path: Path | None) -> tuple[Config, list[str]]:
+    """Load the named file, else the default one, else the defaults themselves."""
+    if path is None and not DEFAULT_CONFIG_PATH.exists():
+        return Config(), []
+    return load_config(path or DEFAULT_CONFIG_PATH)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from agent.daemon.app import run_daemon
+
+    config, warnings = find_config(arguments.config)
+    return run_daemon(config, warnings)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from agent.demo.demo import run_demo
+
+    return run_demo(arguments.seconds)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from agent.doctor import run_check
+
+    return run_check(arguments.config, as_json=arguments.json)
+
+
+def _detect(arguments: argparse.Namespace) -> int:
+    from agent.vision.detect import run_detect
+
+    return run_detect(
+        _model_config(arguments), arguments.images, as_json=arguments.json, save=arguments.save
+    )
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from agent.vision.inspect import run_inspect
+
+    return run_inspect(_model_config(arguments), as_json=arguments.json)
+
+
+def _model_config(arguments: argparse.Namespace) -> ModelConfig:
+    return parse_model(
+        path=arguments.model,
+        runtime=arguments.runtime,
+        accelerator=arguments.accelerator,
+        threads=arguments.threads,
+        labels_file=arguments.labels,
+        score_threshold=arguments.threshold,
+    )
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from agent.contract.schema import print_schema
+
+    print_schema(arguments.name)
+    return EXIT_OK
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from agent.bench.bench import run_bench
+
+    return run_bench(
+        model=arguments.model,
+        clip=arguments.clip,
+        seconds=arguments.seconds,
+        runs=arguments.runs,
+        json_file=arguments.json,
+    )

@@ -1,0 +1,1 @@
+"""What leaves the device: payload types, the topic table and their schemas. Pure."""

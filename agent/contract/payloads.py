@@ -1,0 +1,218 @@
+"""The payloads, as types: the one source of the JSON, the JSON Schemas and the README's table.
+
+Units are in the names, times are Unix seconds, unknown is `null` and never 0.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+CameraState = Literal["online", "offline", "starting"]
+Count = Annotated[int, Meta(ge=0)]
+Milliseconds = Annotated[float, Meta(ge=0)]
+Score = Annotated[float, Meta(ge=0, le=1)]
+UnixSeconds = Annotated[float, Meta(description="Unix time in seconds")]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class ModelIdentity(Struct, frozen=True, kw_only=True):
+    """Which model, down to its bytes."""
+
+    name: str
+    version: str | None
+    sha256: Sha256
+
+
+class FrameSize(Struct, frozen=True, kw_only=True):
+    """Size of the captured frame in pixels."""
+
+    width: Count
+    height: Count
+
+
+class StageTimes(Struct, frozen=True, kw_only=True):
+    """Where one frame's time went, in milliseconds on the monotonic clock."""
+
+    queue: Milliseconds
+    preprocess: Milliseconds
+    inference: Milliseconds
+    postprocess: Milliseconds
+
+
+class Detection(Struct, frozen=True, kw_only=True):
+    """One object. `box` is [x_min, y_min, x_max, y_max] in pixels of the captured frame."""
+
+    label: str | None
+    class_id: Count
+    score: Score
+    box: tuple[float, float, float, float]
+
+
+class Classification(Struct, frozen=True, kw_only=True):
+    """One class of a whole frame."""
+
+    label: str | None
+    class_id: Count
+    score: Score
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """One processed frame; `(device, boot_id, camera, seq)` identifies it for ever.
+
+    `dropped` counts the frames of this camera that were captured but not processed since
+    the result before: frame_id grows by `dropped` + 1 from one processed frame to the next.
+    """
+
+    schema: Literal["edge-agent/detections/1"] = "edge-agent/detections/1"
+    device: str
+    camera: str
+    boot_id: Annotated[str, Meta(description="one run of the daemon; seq starts at 1 in each")]
+    seq: Annotated[int, Meta(ge=1)]
+    frame_id: Annotated[int, Meta(ge=1)]
+    captured_at: UnixSeconds
+    clock_synced: bool | None
+    latency_ms: Annotated[float, Meta(ge=0, description="capture to encoded result")]
+    dropped: Count
+    frame: FrameSize
+    model: ModelIdentity
+    accelerator: Annotated[str, Meta(description="what really ran, such as cpu:xnnpack")]
+    stage_ms: StageTimes
+    detections: list[Detection] | UnsetType = UNSET
+    classes: list[Classification] | UnsetType = UNSET
+
+
+class Accelerator(Struct, frozen=True, kw_only=True):
+    """What was asked for, what runs, and why they differ."""
+
+    wanted: str
+    used: str | None
+    reason: str | None
+
+
+class Board(Struct, frozen=True, kw_only=True):
+    """What the agent runs on."""
+
+    model: str | None
+    machine: str
+    python: str
+    runtime: str | None
+
+
+class CameraSummary(Struct, frozen=True, kw_only=True):
+    """A camera's line in the status."""
+
+    name: str
+    state: CameraState
+    reason: str | None
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """Something that is wrong now; the list is empty on a healthy board."""
+
+    code: Annotated[str, Meta(description="model, camera, worker")]
+    message: str
+    since: UnixSeconds
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """Retained: what this board is and how it fares."""
+
+    schema: Literal["edge-agent/status/1"] = "edge-agent/status/1"
+    device: str
+    boot_id: str
+    agent_version: str
+    started_at: UnixSeconds
+    board: Board
+    groups: tuple[str, ...]
+    model: ModelIdentity | None
+    task: str | None
+    accelerator: Accelerator
+    cameras: list[CameraSummary]
+    health: list[Problem]
+    clock_synced: bool | None
+
+
+class CameraStatus(Struct, frozen=True, kw_only=True):
+    """Retained: one camera."""
+
+    schema: Literal["edge-agent/camera-status/1"] = "edge-agent/camera-status/1"
+    device: str
+    camera: str
+    state: CameraState
+    since: UnixSeconds
+    reason: str | None
+    source: Annotated[str, Meta(description="without any password")]
+    width: Count | None
+    height: Count | None
+    fps: float | None
+
+
+class CameraTelemetry(Struct, frozen=True, kw_only=True):
+    """Counts since the daemon started; rates over the last interval."""
+
+    captured: Count
+    dropped: Count
+    processed: Count
+    fps_in: float | None
+    fps_out: float | None
+
+
+class ProcessTelemetry(Struct, frozen=True, kw_only=True):
+    """One process of the agent, from /proc."""
+
+    pid: int
+    cpu_percent: float | None
+    rss_mib: float | None
+    threads: int | None
+
+
+class OutboxTelemetry(Struct, frozen=True, kw_only=True):
+    """Results waiting for the broker, and those given up."""
+
+    waiting: Count
+    waiting_mib: float
+    published: Count
+    dropped: Count
+
+
+class MqttTelemetry(Struct, frozen=True, kw_only=True):
+    """The connection to the broker."""
+
+    protocol: str | None
+    reconnects: Count
+
+
+class Telemetry(Struct, frozen=True, kw_only=True):
+    """How the agent fares, each interval."""
+
+    schema: Literal["edge-agent/telemetry/1"] = "edge-agent/telemetry/1"
+    device: str
+    boot_id: str
+    at: UnixSeconds
+    clock_synced: bool | None
+    uptime_s: float
+    interval_s: float
+    cameras: dict[str, CameraTelemetry]
+    processes: dict[str, ProcessTelemetry | None]
+    worker_restarts: Count
+    outbox: OutboxTelemetry
+    mqtt: MqttTelemetry
+
+
+class Gap(Struct, frozen=True, kw_only=True):
+    """Results that were given up: every `seq` from `from_seq` to `to_seq` of the stream."""
+
+    schema: Literal["edge-agent/gap/1"] = "edge-agent/gap/1"
+    device: str
+    boot_id: str
+    stream: Annotated[str, Meta(description="the topic below the device, camera/<name>/detections")]
+    from_seq: Count
+    to_seq: Count
+    count: Count
+    reason: Literal["queue_full", "too_large", "refused"]
+
+
+encode = msgspec.json.Encoder().encode

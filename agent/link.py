@@ -1,0 +1,128 @@
+"""What the control process and the vision worker say to each other.
+
+One `AF_UNIX` `SOCK_SEQPACKET` socket pair: every send is one whole message or none, so a
+worker killed in the middle of anything never leaves half a message behind. Messages are
+msgpack of the tagged structs below. Pixels never pass here.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import msgspec
+from msgspec import Struct
+
+from agent.config import CameraConfig, ModelConfig
+from agent.contract.payloads import CameraState, ModelIdentity
+
+# Larger than any message; the kernel refuses what does not fit the socket's buffer.
+MAX_MESSAGE_BYTES = 1 << 20
+SOCKET_BUFFER_BYTES = 4 << 20
+
+
+class Resume(Struct, frozen=True, kw_only=True):
+    """Where a camera's counters go on, so that ids never repeat after a worker is replaced."""
+
+    next_seq: int = 1
+    next_frame_id: int = 1
+
+
+class Start(Struct, frozen=True, kw_only=True, tag="start"):
+    """To the worker: all it needs to know; always the first message."""
+
+    device: str
+    boot_id: str
+    model: ModelConfig
+    cameras: tuple[CameraConfig, ...]
+    resume: dict[str, Resume]
+
+
+class Stop(Struct, frozen=True, tag="stop"):
+    """To the worker: finish the frames under way and end."""
+
+
+class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
+    """From the worker: the model is loaded and warm."""
+
+    model: ModelIdentity
+    task: str
+    accelerator: str
+    runtime: str
+    reason: str | None
+    notes: tuple[str, ...]
+
+
+class ResultOut(Struct, frozen=True, kw_only=True, tag="result"):
+    """From the worker: one encoded result, ready to publish."""
+
+    camera: str
+    seq: int
+    frame_id: int
+    payload: bytes
+
+
+class CameraCounts(Struct, frozen=True, kw_only=True):
+    """Counted since this worker started."""
+
+    captured: int
+    dropped: int
+    processed: int
+    last_frame_id: int
+
+
+class CameraChange(Struct, frozen=True, kw_only=True, tag="camera"):
+    """From the worker: a camera came, went or ended."""
+
+    camera: str
+    state: CameraState
+    reason: str | None
+    at: float
+    width: int | None = None
+    height: int | None = None
+
+
+class Beat(Struct, frozen=True, kw_only=True, tag="beat"):
+    """From the worker, each second: how long ago each stage last ticked, and the counters."""
+
+    stage_age_s: dict[str, float]
+    cameras: dict[str, CameraCounts]
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
+    """From the worker, just before it ends: why it cannot go on."""
+
+    code: str
+    reason: str
+
+
+ToWorker = Start | Stop
+FromWorker = Ready | ResultOut | CameraChange | Beat | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def open_link() -> tuple[socket.socket, socket.socket]:
+    """Return the (control, worker) ends of a new link."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    return ends
+
+
+def send(end: socket.socket, message: ToWorker | FromWorker) -> None:
+    """Send one message whole; raises OSError when the other side is gone."""
+    end.send(_encoder.encode(message))
+
+
+def receive_from_worker(end: socket.socket) -> FromWorker | None:
+    """Return the next message, or None at the end of the link."""
+    data = end.recv(MAX_MESSAGE_BYTES)
+    return _from_worker.decode(data) if data else None
+
+
+def receive_to_worker(end: socket.socket) -> ToWorker | None:
+    """Return the next message, or None at the end of the link."""
+    data = end.recv(MAX_MESSAGE_BYTES)
+    return _to_worker.decode(data) if data else None

@@ -1,0 +1,97 @@
+"""Models as they lie on disk: a shipped name, a folder with a manifest, or a bare .tflite file.
+
+Everything is read once and bounded; what is hashed here is what is loaded later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import ModelError
+from agent.vision.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+
+# Far above any model a board of this kind can run; a wrong path may be a disk image.
+MAX_MODEL_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """A model as it lies on disk, read once."""
+
+    model: bytes
+    sha256: str
+    manifest: Manifest
+    folder: Path
+    where: str
+
+
+def models_folder() -> Path:
+    """Return where shipped models lie: in the installed package, else in the source tree."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "models"
+    return inside if inside.is_dir() else package.parent / "models"
+
+
+def read_model(path: str) -> ModelFiles:
+    """Read model and manifest: `path` is a shipped name, a folder, or a .tflite file."""
+    if not path:
+        raise ModelError("model.path is empty: give a name in models/, a folder or a .tflite file")
+    place = Path(path)
+    if "/" not in path and not place.exists() and (models_folder() / path).is_dir():
+        place = models_folder() / path
+    if not place.exists():
+        shipped = sorted(entry.name for entry in models_folder().glob("*") if entry.is_dir())
+        raise ModelError(
+            f"{path}: there is no such model file or folder; shipped models: {', '.join(shipped)}"
+        )
+    if not place.is_dir():
+        data = read_bounded(place, MAX_MODEL_BYTES)
+        manifest = Manifest(name=_safe_name(place.stem))
+        return ModelFiles(
+            model=data,
+            sha256=hashlib.sha256(data).hexdigest(),
+            manifest=manifest,
+            folder=place.parent,
+            where=str(place),
+        )
+    manifest_path = place / "manifest.json"
+    if not manifest_path.exists():
+        raise ModelError(
+            f"{place}: the folder has no manifest.json; name the .tflite file itself, or add one"
+        )
+    manifest = parse_manifest(
+        read_bounded(manifest_path, MAX_MANIFEST_BYTES), where=str(manifest_path)
+    )
+    data = read_bounded(place / manifest.model, MAX_MODEL_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    entry = manifest.files.get(manifest.model)
+    if entry is not None and (entry.sha256 != digest or entry.size != len(data)):
+        raise ModelError(
+            f"{place / manifest.model}: is not the file its manifest names (sha256 {digest[:12]}…, "
+            f"expected {entry.sha256[:12]}…); copy the folder again"
+        )
+    return ModelFiles(
+        model=data,
+        sha256=digest,
+        manifest=manifest,
+        folder=place,
+        where=str(place / manifest.model),
+    )
+
+
+def _safe_name(stem: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)[:64] or "model"
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Read a whole file of at most `limit` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > limit:
+        raise ModelError(f"{path}: is larger than {limit >> 20} MiB, which no model here needs")
+    return data

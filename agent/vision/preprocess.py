@@ -1,0 +1,194 @@
+"""From a captured frame to an input tensor, in place: resize, colour order, quantize.
+
+`plan_input` decides once, at load, what the model's input wants; `preprocess` then does it
+per frame into memory that already exists. It hands on the inverse of its geometry, with
+which the decoded boxes go back to pixels of the frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from agent.errors import ModelError
+from agent.vision.engines import Tensor, TensorSpec
+
+U8Image = npt.NDArray[np.uint8]
+F32Boxes = npt.NDArray[np.float32]
+Resize = Literal["stretch", "letterbox"]
+# The grey of Ultralytics' letterbox, ultralytics/data/augment.py LetterBox.
+LETTERBOX_GREY = 114
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transform:
+    """Where the frame lies in the input: input px = frame px * scale + pad."""
+
+    scale_x: float
+    scale_y: float
+    pad_x_px: float
+    pad_y_px: float
+    frame_width: int
+    frame_height: int
+
+
+class InputPlan:
+    """What one model wants its input to be; scratch memory is owned by the preprocess thread."""
+
+    def __init__(
+        self,
+        spec: TensorSpec,
+        *,
+        resize: Resize,
+        color: Literal["rgb", "bgr"],
+        table: npt.NDArray[Any] | None,
+        flip_sign: bool = False,
+    ) -> None:
+        _, self.height, self.width, self.channels = spec.shape
+        self.shape = spec.shape
+        self.dtype = spec.dtype
+        self.resize = resize
+        self.color = color
+        self.table = table  # [1, 256, channels] of dtype: pixel value -> stored value; None: as is
+        self.flip_sign = flip_sign  # int8 input that is the pixel byte minus 128
+        self.border = (0, 0)  # (left, top) of the last letterbox, whose grey still stands
+        self.resized = np.empty((self.height, self.width, 3), np.uint8)
+        self.pixels = np.empty((self.height, self.width, self.channels), np.uint8)
+
+    def new_tensor(self) -> Tensor:
+        """Return memory for one input tensor."""
+        return np.empty(self.shape, self.dtype)
+
+    def store(self, pixels: U8Image, tensor: Tensor) -> None:
+        """Write uint8[h, w, c] pixels as the input's stored values."""
+        if self.table is not None:
+            cv2.LUT(pixels, self.table, dst=tensor[0])
+        elif self.flip_sign:
+            np.bitwise_xor(pixels, np.uint8(0x80), out=tensor[0].view(np.uint8))
+        else:
+            np.copyto(tensor[0], pixels)
+
+
+def require_image(spec: TensorSpec) -> None:
+    """Refuse an input that is not one image, NHWC with fixed sizes."""
+    shape = spec.shape
+    if len(shape) != 4 or shape[0] != 1 or shape[3] not in (1, 3) or min(shape) < 1:
+        raise ModelError(
+            f'input "{spec.name}" has shape {list(shape)}; only one image, [1, height, width, 3] '
+            "or [1, height, width, 1] with fixed sizes, can be fed from a camera"
+        )
+
+
+def plan_input(
+    spec: TensorSpec,
+    *,
+    resize: Resize,
+    color: Literal["rgb", "bgr"],
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> InputPlan:
+    """Decide how pixels become this tensor.
+
+    8-bit inputs without mean and std take the pixel byte itself (int8: minus 128): their
+    scale and zero point are chosen by the exporter for just that
+    (ai.google.dev/edge/litert/models/metadata: quantized models need no normalization).
+
+    Raises:
+        ModelError: shape, type or normalization cannot be known.
+    """
+    require_image(spec)
+    channels = spec.shape[3]
+    table: npt.NDArray[Any] | None = None
+    flip_sign = False
+    if spec.dtype in (np.uint8, np.int8):
+        if mean is None or std is None:
+            flip_sign = spec.dtype == np.int8
+        else:
+            table = _quantized_table(spec, _per_channel(mean, channels), _per_channel(std, channels))
+    elif spec.dtype == np.float32:
+        if mean is None or std is None:
+            raise ModelError(
+                f'float input "{spec.name}": mean and std are not known; give them in a '
+                'manifest.json beside the model ("input": {"mean": [127.5], "std": [127.5]})'
+            )
+        table = _normalized_table(_per_channel(mean, channels), _per_channel(std, channels))
+    else:
+        raise ModelError(
+            f'input "{spec.name}" has type {spec.dtype}; uint8, int8 and float32 can be fed'
+        )
+    return InputPlan(spec, resize=resize, color=color, table=table, flip_sign=flip_sign)
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> npt.NDArray[np.float64]:
+    if len(values) not in (1, channels):
+        raise ModelError(f"mean and std need 1 or {channels} values, not {len(values)}")
+    return np.broadcast_to(np.asarray(values, np.float64), (channels,))
+
+
+def _normalized_table(
+    mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    pixels = np.arange(256, dtype=np.float64)[:, None]
+    return ((pixels - mean) / std).astype(np.float32)[None]
+
+
+def _quantized_table(
+    spec: TensorSpec, mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]
+) -> npt.NDArray[Any]:
+    if not spec.scale:
+        raise ModelError(f'input "{spec.name}" has no quantization, so mean and std cannot apply')
+    limits = np.iinfo(spec.dtype)
+    pixels = np.arange(256, dtype=np.float64)[:, None]
+    stored = np.rint((pixels - mean) / std / spec.scale) + spec.zero_point
+    return np.clip(stored, limits.min, limits.max).astype(spec.dtype)[None]
+
+
+def preprocess(pixels: U8Image, plan: InputPlan, tensor: Tensor) -> Transform:
+    """Fill `tensor` from `pixels` uint8[H, W, 3] BGR; return where the frame lies in it.
+
+    Bilinear, as the models' own training pipelines resize.
+    """
+    height, width = pixels.shape[:2]
+    if plan.resize == "letterbox":
+        scale = min(plan.width / width, plan.height / height)
+        new_width = max(1, min(plan.width, round(width * scale)))
+        new_height = max(1, min(plan.height, round(height * scale)))
+    else:
+        new_width, new_height = plan.width, plan.height
+    left, top = (plan.width - new_width) // 2, (plan.height - new_height) // 2
+
+    resized = plan.resized.reshape(-1)[: new_height * new_width * 3]
+    resized = resized.reshape(new_height, new_width, 3)
+    cv2.resize(pixels, (new_width, new_height), dst=resized, interpolation=cv2.INTER_LINEAR)
+    inner = plan.pixels[top : top + new_height, left : left + new_width]
+    if plan.border != (left, top):
+        plan.pixels.fill(LETTERBOX_GREY)
+        plan.border = (left, top)
+    if plan.channels == 1:
+        inner[...] = cv2.cvtColor(resized, cv2.COLOR_BGR2GRAY)[..., None]
+    elif plan.color == "rgb":
+        cv2.cvtColor(resized, cv2.COLOR_BGR2RGB, dst=inner)
+    else:
+        np.copyto(inner, resized)
+    plan.store(plan.pixels, tensor)
+    return Transform(
+        scale_x=new_width / width,
+        scale_y=new_height / height,
+        pad_x_px=left,
+        pad_y_px=top,
+        frame_width=width,
+        frame_height=height,
+    )
+
+
+def boxes_to_frame(xyxy_norm: F32Boxes, plan: InputPlan, transform: Transform) -> F32Boxes:
+    """Return float32[n, 4] boxes of the input (0 to 1) as pixels of the frame, clipped to it."""
+    boxes = xyxy_norm * np.array([plan.width, plan.height] * 2, np.float32)
+    boxes -= np.array([transform.pad_x_px, transform.pad_y_px] * 2, np.float32)
+    boxes /= np.array([transform.scale_x, transform.scale_y] * 2, np.float32)
+    limits = np.array([transform.frame_width, transform.frame_height] * 2, np.float32)
+    return np.clip(boxes, 0, limits, out=boxes)

@@ -1,0 +1,242 @@
+"""Read a .tflite file's own words about itself, without running it.
+
+A model is a FlatBuffer (identifier `TFL3`), sometimes with a ZIP of labels appended
+(TFLite metadata). Everything read here is bounds-checked, because a damaged or hostile
+file must give a sentence, not a crash: some runtimes segfault on truncated models.
+
+Field numbers are those of the published schemas:
+  model:    tensorflow/compiler/mlir/lite/schema/schema.fbs
+  metadata: tflite_support/metadata/metadata_schema.fbs
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.errors import ModelError
+
+FILE_IDENTIFIER = b"TFL3"
+EDGETPU_CUSTOM_OP = "edgetpu-custom-op"
+SSD_CUSTOM_OP = "TFLite_Detection_PostProcess"
+# BuiltinOperator values, schema.fbs.
+BUILTIN_LOGISTIC, BUILTIN_SOFTMAX, BUILTIN_CUSTOM = 14, 25, 32
+# Labels of the largest public vocabularies fit many times; a ZIP bomb does not.
+MAX_ASSOCIATED_FILE_BYTES = 1 << 20
+MAX_ASSOCIATED_FILES = 32
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TfliteFile:
+    """What a model file says of itself; tensor numbers are the interpreter's `index`."""
+
+    custom_ops: frozenset[str]
+    outputs: tuple[int, ...]
+    producers: dict[int, str | int]  # output tensor -> custom op name or builtin code
+    ssd_outputs: tuple[int, ...]  # boxes, classes, scores, count; empty without that op
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    name: str | None
+    description: str | None
+    version: str | None
+    label_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    exporter: dict[str, Any] = field(default_factory=dict)  # Ultralytics: names, task, imgsz
+
+
+class _Table:
+    """One FlatBuffer table: a position and its vtable, every access checked."""
+
+    __slots__ = ("data", "position", "vtable", "vtable_size")
+
+    def __init__(self, data: bytes, position: int) -> None:
+        self.data = data
+        self.position = position
+        self.vtable = position - _unpack("<i", data, position)
+        self.vtable_size = _unpack("<H", data, self.vtable)
+
+    def _at(self, number: int) -> int:
+        slot = 4 + 2 * number
+        if slot + 2 > self.vtable_size:
+            return 0
+        offset: int = _unpack("<H", self.data, self.vtable + slot)
+        return self.position + offset if offset else 0
+
+    def scalar(self, number: int, kind: str, default: int = 0) -> int:
+        at = self._at(number)
+        return _unpack(kind, self.data, at) if at else default
+
+    def table(self, number: int) -> _Table | None:
+        at = self._at(number)
+        return _Table(self.data, at + _unpack("<I", self.data, at)) if at else None
+
+    def span(self, number: int, item_bytes: int) -> tuple[int, int]:
+        """Return (start, length) of a vector, proven to lie inside the file."""
+        at = self._at(number)
+        if not at:
+            return 0, 0
+        start = at + _unpack("<I", self.data, at)
+        length: int = _unpack("<I", self.data, start)
+        if start + 4 + length * item_bytes > len(self.data):
+            raise ValueError("a vector reaches beyond the end of the file")
+        return start + 4, length
+
+    def text(self, number: int) -> str | None:
+        start, length = self.span(number, 1)
+        return self.data[start : start + length].decode("utf-8", "replace") if start else None
+
+    def numbers(self, number: int, kind: str) -> tuple[Any, ...]:
+        start, length = self.span(number, struct.calcsize(kind))
+        return struct.unpack_from(f"<{length}{kind}", self.data, start) if length else ()
+
+    def tables(self, number: int) -> Iterator[_Table]:
+        start, length = self.span(number, 4)
+        for at in range(start, start + 4 * length, 4):
+            yield _Table(self.data, at + _unpack("<I", self.data, at))
+
+
+def _unpack(kind: str, data: bytes, at: int) -> Any:
+    if at < 0:
+        raise ValueError("an offset points before the start of the file")
+    return struct.unpack_from(kind, data, at)[0]
+
+
+def parse_tflite(data: bytes, *, where: str) -> TfliteFile:
+    """Parse the structure and metadata of a model file.
+
+    Raises:
+        ModelError: empty, a web page, another format, truncated or damaged.
+    """
+    _refuse_other_formats(data, where)
+    try:
+        return _parse_model(data)
+    except (struct.error, ValueError, IndexError, OverflowError) as error:
+        raise ModelError(
+            f"{where}: is truncated or damaged ({len(data)} bytes; {error}); copy it again and "
+            "compare its sha256"
+        ) from error
+
+
+def _refuse_other_formats(data: bytes, where: str) -> None:
+    head = data[:512].lstrip()
+    if not data:
+        raise ModelError(f"{where}: is empty (0 bytes); copy the model again")
+    if head[:1] == b"<":
+        raise ModelError(
+            f"{where}: is a web page, not a model; the download gave an HTML or XML answer"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{where}: is a Git LFS pointer, not the model; run `git lfs pull`")
+    if data[4:8] != FILE_IDENTIFIER:
+        kinds = {b"PK": "a ZIP archive", b"\x08": "perhaps ONNX or a frozen graph", b"\x89H": "HDF5"}
+        guess = next((f" ({kind})" for magic, kind in kinds.items() if data.startswith(magic)), "")
+        raise ModelError(
+            f"{where}: is not a TFLite model{guess}: bytes 4 to 8 are not TFL3; convert it with "
+            "the TFLite converter"
+        )
+
+
+def _parse_model(data: bytes) -> TfliteFile:
+    model = _Table(data, _unpack("<I", data, 0))
+    operators = [
+        (code.text(1) or "", max(code.scalar(0, "<b"), code.scalar(3, "<i")))
+        for code in model.tables(1)
+    ]
+    buffers = [buffer.span(0, 1) for buffer in model.tables(4)]
+    outputs, producers, ssd = _parse_main_graph(model, operators)
+    metadata = None
+    for entry in model.tables(6):
+        if entry.text(0) == "TFLITE_METADATA":
+            start, length = buffers[entry.scalar(1, "<I")]
+            metadata = _Table(data[start : start + length], _unpack("<I", data, start))
+    mean, std = _normalization(metadata)
+    label_files, exporter = _associated_files(data)
+    return TfliteFile(
+        custom_ops=frozenset(name for name, builtin in operators if builtin == BUILTIN_CUSTOM),
+        outputs=outputs,
+        producers=producers,
+        ssd_outputs=ssd,
+        mean=mean,
+        std=std,
+        name=metadata.text(0) if metadata else None,
+        description=metadata.text(1) if metadata else None,
+        version=metadata.text(2) if metadata else None,
+        label_files=label_files,
+        exporter=exporter,
+    )
+
+
+def _parse_main_graph(
+    model: _Table, operators: list[tuple[str, int]]
+) -> tuple[tuple[int, ...], dict[int, str | int], tuple[int, ...]]:
+    graph = next(model.tables(2), None)
+    if graph is None:
+        raise ValueError("it has no graph")
+    for tensor in graph.tables(0):  # walked for its bounds: truncation shows here
+        tensor.span(0, 4)
+        tensor.text(3)
+    outputs = graph.numbers(2, "i")
+    producers: dict[int, str | int] = {}
+    ssd: tuple[int, ...] = ()
+    for operator in graph.tables(3):
+        name, builtin = operators[operator.scalar(0, "<I")]
+        made = operator.numbers(2, "i")
+        for tensor_number in made:
+            if tensor_number in outputs:
+                producers[tensor_number] = name if builtin == BUILTIN_CUSTOM else builtin
+        if name == SSD_CUSTOM_OP and len(made) == 4:
+            ssd = made
+    return outputs, producers, ssd
+
+
+def _normalization(
+    metadata: _Table | None,
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return mean and std of the first input from `NormalizationOptions`, or None, None."""
+    graph = next(metadata.tables(3), None) if metadata else None
+    tensor = next(graph.tables(2), None) if graph else None
+    for unit in tensor.tables(4) if tensor else ():
+        options = unit.table(1)
+        if unit.scalar(0, "<B") == 1 and options is not None:  # union: NormalizationOptions
+            mean, std = options.numbers(0, "f"), options.numbers(1, "f")
+            if mean and std and all(value != 0 for value in std):
+                return mean, std
+    return None, None
+
+
+def _associated_files(data: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, Any]]:
+    """Return label files and exporter notes from the ZIP appended to a model, if there is one."""
+    labels: dict[str, tuple[str, ...]] = {}
+    exporter: dict[str, Any] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for info in archive.infolist()[:MAX_ASSOCIATED_FILES]:
+                if info.file_size > MAX_ASSOCIATED_FILE_BYTES or info.is_dir():
+                    continue
+                with archive.open(info) as file:
+                    text = file.read(MAX_ASSOCIATED_FILE_BYTES).decode("utf-8", "replace")
+                if info.filename in ("metadata.json", "temp_meta.txt"):
+                    exporter = _exporter_notes(text)
+                else:
+                    labels[info.filename] = tuple(text.splitlines())
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
+        pass  # no ZIP, or one we cannot read: then the file simply says nothing more
+    return labels, exporter
+
+
+def _exporter_notes(text: str) -> dict[str, Any]:
+    """Parse Ultralytics' notes: JSON in new exports, a Python literal in old ones."""
+    parsers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    for parse in parsers:
+        try:
+            notes = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+        return notes if isinstance(notes, dict) else {}
+    return {}

@@ -1,0 +1,255 @@
+"""The vision worker's entry: `python -m agent.vision.worker FD`, started by the supervisor.
+
+It speaks to its parent over one socket and to nobody else. When the parent goes, it goes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import cv2
+
+from agent.config import CameraConfig
+from agent.contract.payloads import CameraState
+from agent.errors import AgentError, ModelError
+from agent.link import (
+    Beat,
+    CameraChange,
+    CameraCounts,
+    Failed,
+    FromWorker,
+    Ready,
+    ResultOut,
+    Resume,
+    Start,
+    Stop,
+    receive_to_worker,
+    send,
+)
+from agent.logs import configure_logging
+from agent.sensors.clock import read_clock_synced
+from agent.vision.capture import Capture
+from agent.vision.encode import CameraStream, Origin
+from agent.vision.handoff import FrameBuffers, LatestSlot, U8Image
+from agent.vision.model import load_model
+from agent.vision.pipeline import CameraLane, Pipeline
+
+log = logging.getLogger(__name__)
+
+BEAT_EVERY_S = 0.5
+STOP_WITHIN_S = 3.0
+# A thread that wants to go on waits this long for one that computes in Python. The default
+# of 5 ms is a whole inference; shorter slices cost nothing measurable with this few threads.
+SWITCH_INTERVAL_S = 0.0005
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Worker:
+    """Owns the link, the capture threads and the pipeline of one process."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self.link = link
+        self.stopping = threading.Event()
+        self._lanes: dict[str, CameraLane] = {}
+        self._capture_ticks: dict[str, int] = {}
+        self._pipeline: Pipeline | None = None
+
+    def run(self) -> int:
+        """Serve one start message until told to stop; return the exit code."""
+        threading.Thread(target=self._beat_loop, name="agent.heartbeat", daemon=True).start()
+        start = receive_to_worker(self.link)
+        if not isinstance(start, Start):
+            return 0
+        threading.Thread(target=self._listen, name="agent.link", daemon=True).start()
+        try:
+            stages = self._build(start)
+        except AgentError as error:
+            log.error("worker cannot start: %s", error)
+            code = "model" if isinstance(error, ModelError) else "worker"
+            self._say(Failed(code=code, reason=str(error)))
+            return error.exit_code
+        while not self.stopping.wait(1.0):
+            pass
+        deadline = time.monotonic() + STOP_WITHIN_S
+        for stage in stages:
+            stage.join(max(0.0, deadline - time.monotonic()))
+        if self._pipeline is not None and self._pipeline.failure is not None:
+            failure = self._pipeline.failure
+            self._say(Failed(code="worker", reason=f"{type(failure).__name__}: {failure}"))
+            return 1
+        return 0
+
+    def _build(self, start: Start) -> list[threading.Thread]:
+        """Open the cameras while the model loads, then let the frames flow."""
+        ready = threading.Condition()
+        for config in start.cameras:
+            self._add_camera(config, start.resume.get(config.name, Resume()), ready)
+        model = load_model(start.model)
+        accelerator = model.engine.accelerator
+        self._pipeline = Pipeline(
+            model=model,
+            lanes=self._lanes,
+            ready=ready,
+            origin=Origin(
+                device=start.device,
+                boot_id=start.boot_id,
+                model=model.identity,
+                accelerator=accelerator,
+                task=model.head.task,
+            ),
+            emit=self._emit,
+            clock_synced=_Remembered(read_clock_synced, for_s=1.0),
+            stopping=self.stopping,
+        )
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays; later collections need not look at it
+        stages = self._pipeline.start()
+        self._say(
+            Ready(
+                model=model.identity,
+                task=model.head.task,
+                accelerator=accelerator,
+                runtime=model.engine.runtime,
+                reason=model.engine.reason,
+                notes=model.notes,
+            )
+        )
+        log.info(
+            "model ready name=%s sha256=%s runtime=%s accelerator=%s head=%s",
+            model.identity.name,
+            model.identity.sha256[:12],
+            model.engine.runtime,
+            accelerator,
+            model.head.why,
+        )
+        return stages
+
+    def _add_camera(
+        self, config: CameraConfig, resume: Resume, ready: threading.Condition
+    ) -> None:
+        slot, buffers = LatestSlot(ready), FrameBuffers()
+        name = config.name
+
+        def tick() -> None:
+            self._capture_ticks[name] = time.monotonic_ns()
+
+        def report(state: CameraState, reason: str | None, pixels: U8Image | None) -> None:
+            height, width = pixels.shape[:2] if pixels is not None else (None, None)
+            self._say(
+                CameraChange(
+                    camera=name,
+                    state=state,
+                    reason=reason,
+                    at=time.time(),
+                    width=width,
+                    height=height,
+                )
+            )
+
+        capture = Capture(
+            config,
+            next_frame_id=resume.next_frame_id,
+            slot=slot,
+            buffers=buffers,
+            stopping=self.stopping,
+            tick=tick,
+            report=report,
+        )
+        stream = CameraStream(name=name, publish=config.publish, next_seq=resume.next_seq)
+        self._lanes[name] = CameraLane(slot=slot, buffers=buffers, capture=capture, stream=stream)
+
+        def run() -> None:
+            try:
+                capture.run()
+            except Exception as error:
+                log.exception("capture failed camera=%s", name)
+                self._say(Failed(code="worker", reason=f"capture of {name}: {error!r}"))
+                self.stopping.set()
+            finally:
+                self._capture_ticks.pop(name, None)
+
+        threading.Thread(target=run, name=f"agent.capture.{name}", daemon=True).start()
+
+    def _emit(self, camera: str, seq: int, frame_id: int, payload: bytes) -> None:
+        self._say(ResultOut(camera=camera, seq=seq, frame_id=frame_id, payload=payload))
+
+    def _say(self, message: FromWorker) -> None:
+        try:
+            send(self.link, message)
+        except OSError:
+            os._exit(0)  # the parent is gone, and with it every reason to be here
+
+    def _beat_loop(self) -> None:
+        while True:
+            now = time.monotonic_ns()
+            ticks = {f"capture.{name}": at for name, at in list(self._capture_ticks.items())}
+            if self._pipeline is not None:
+                ticks.update(list(self._pipeline.ticks.items()))
+            counts = {
+                name: CameraCounts(
+                    captured=lane.capture.captured,
+                    dropped=lane.capture.dropped,
+                    processed=lane.stream.processed,
+                    last_frame_id=lane.stream.last_frame_id,
+                )
+                for name, lane in list(self._lanes.items())
+            }
+            ages = {stage: (now - at) / 1e9 for stage, at in ticks.items()}
+            self._say(Beat(stage_age_s=ages, cameras=counts))
+            time.sleep(BEAT_EVERY_S)
+
+    def _listen(self) -> None:
+        """Wait for the parent's word, or for its end."""
+        while True:
+            try:
+                message = receive_to_worker(self.link)
+            except OSError:
+                message = None
+            if message is None:
+                os._exit(0)
+            if isinstance(message, Stop):
+                self.stopping.set()
+
+
+class _Remembered:
+    """A reading that is asked of the kernel at most once in a while."""
+
+    def __init__(self, read: Callable[[], bool | None], *, for_s: float) -> None:
+        self._read = read
+        self._for_s = for_s
+        self._until = 0.0
+        self._value: bool | None = None
+
+    def __call__(self) -> bool | None:
+        now = time.monotonic()
+        if now >= self._until:
+            self._value, self._until = self._read(), now + self._for_s
+        return self._value
+
+
+def main() -> int:
+    """Run a worker on the socket whose number is the only argument."""
+    configure_logging("INFO")
+    # The terminal's Ctrl-C reaches the whole group; the parent decides when we stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    cv2.setNumThreads(1)  # resizing is a fraction of a millisecond; its threads cost inference more
+    code = Worker(socket.socket(fileno=int(sys.argv[1]))).run()
+    logging.shutdown()
+    # Threads inside camera drivers cannot be ended; leaving at once is the one exit that never
+    # hangs or crashes in a library's destructor.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
