@@ -19,7 +19,8 @@ from agent.errors import EXIT_FAILURE, EXIT_OK, AgentError
 from agent.logs import configure_logging
 
 if TYPE_CHECKING:
-    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+    # argparse has no public name for what add_subparsers returns.
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
 DESCRIPTION = "Quantized TFLite inference on camera frames, published over MQTT."
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -48,7 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edge-agent", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"edge-agent {__version__}")
     parser.add_argument(
-        "--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"], metavar="LEVEL"
+        "--log-level",
+        default="INFO",
+        choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+        metavar="LEVEL",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)

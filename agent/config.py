@@ -30,11 +30,10 @@ DEFAULT_CONFIG_PATH = Path("/etc/edge-agent/agent.toml")
 MAX_CONFIG_BYTES = 1 << 20
 
 # Names become MQTT topic levels and Home Assistant object ids, so no `/`, `+`, `#` or spaces.
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+NAME_PATTERN = "^[A-Za-z0-9_-]{1,64}$"
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
-Accelerator = Annotated[
-    str, Meta(pattern=r"^(auto|cpu|edgetpu(:(usb|pci):[0-9]+)?|delegate:/.+)$")
-]
+Accelerator = Annotated[str, Meta(pattern=r"^(auto|cpu|edgetpu(:(usb|pci):[0-9]+)?|delegate:/.+)$")]
 Publish = Literal["all", "detections", "changes"]
 Runtime = Literal["auto", "litert", "tflite-runtime"]
 
@@ -68,9 +67,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     threads: Annotated[
         Annotated[int, Meta(ge=0, le=64)], help_text("interpreter threads; 0: chosen by cores")
     ] = 0
-    labels_file: Annotated[
-        str, help_text("one label per line; empty: the model's own labels")
-    ] = ""
+    labels_file: Annotated[str, help_text("one label per line; empty: the model's own labels")] = ""
     score_threshold: Annotated[
         Probability | None, help_text("absent: what the model's manifest says, else 0.5")
     ] = None
@@ -278,26 +275,34 @@ def _allowed(schema: dict[str, Any]) -> str:
         return " or ".join(_allowed(part) for part in schema["anyOf"])
     if "enum" in schema:
         return "one of " + ", ".join(_shown(choice) for choice in schema["enum"])
-    if "const" in schema:
-        return _shown(schema["const"])
-    kind = schema.get("type")
-    if kind in ("integer", "number"):
-        noun = "a whole number" if kind == "integer" else "a number"
-        low = schema.get("minimum", schema.get("exclusiveMinimum"))
-        high = schema.get("maximum", schema.get("exclusiveMaximum"))
-        over = "above" if "exclusiveMinimum" in schema else "from"
-        return noun + (f" {over} {low:g} to {high:g}" if low is not None else "")
-    if kind == "string":
-        if "description" in schema and ("|" in schema["description"] or "://" in schema["description"]):
-            return schema["description"]
-        if "pattern" in schema:
-            return f"text like {schema['pattern']}"
-        return "text that is not empty" if schema.get("minLength") else "text in quotes"
-    if kind == "array":
-        return f"a list, each {_allowed(schema.get('items', {}))}"
-    if kind == "object":
-        return f"a table, each value {_allowed(schema.get('additionalProperties', {}))}"
-    return {"boolean": "true or false", "null": "absent"}.get(str(kind), "something else")
+    words = {
+        "integer": lambda: "a whole number" + _range(schema),
+        "number": lambda: "a number" + _range(schema),
+        "string": lambda: _text(schema),
+        "array": lambda: f"a list, each {_allowed(schema.get('items', {}))}",
+        "object": lambda: f"a table, each value {_allowed(schema['additionalProperties'])}",
+        "boolean": lambda: "true or false",
+        "null": lambda: "absent",
+    }
+    return words[schema["type"]]()
+
+
+def _range(schema: dict[str, Any]) -> str:
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum")
+    if low is None or high is None:
+        return ""
+    return f" {'above' if 'exclusiveMinimum' in schema else 'from'} {low:g} to {high:g}"
+
+
+def _text(schema: dict[str, Any]) -> str:
+    """A key whose help lists its forms is best described by them."""
+    description = str(schema.get("description", ""))
+    if "|" in description or "://" in description:
+        return description
+    if schema.get("pattern") == NAME_PATTERN:
+        return "letters, digits, - and _, at most 64"
+    return "text that is not empty" if schema.get("minLength") else "text in quotes"
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -13,12 +13,13 @@ import shlex
 HIDDEN = "***"
 # Properties and URL parameters that hold secrets: `user-pw` is rtspsrc's, `location-pw` and
 # `proxy-pw` are of other GStreamer elements, `pwd` and `usr/pwd` are common in cameras' own URLs.
-_SECRET_NAME = (
+_NAMES = (
     r"(?:[\w-]*(?:pass|passwd|password|passphrase|pwd|token|secret|authorization|api[-_]?key)"
     r"|(?:[\w-]*[-_])?pw)"
 )
-_ASSIGNMENT = re.compile(rf"(?i)(?<![\w-])({_SECRET_NAME})=[^&]*")
-_SPACED_ASSIGNMENT = re.compile(rf"(?i)(?<![\w-])({_SECRET_NAME})\s*=\s*")
+# What is already hidden is left, so that a message which quotes it keeps its other words.
+_ASSIGNMENT = re.compile(rf"(?i)(?<![\w-])({_NAMES})=(?!\*\*\*(?:[\s&:;,]|$))[^&]*")
+_SPACED_ASSIGNMENT = re.compile(rf"(?i)(?<![\w-])({_NAMES})\s*=\s*")
 _CREDENTIALS = re.compile(r"(?i)\b(?!file:)([a-z][a-z0-9+.-]*://)(.*)@", re.DOTALL)
 _URL_AT_START = re.compile(r"(?i)\s*[a-z][a-z0-9+.-]*://")
 

@@ -12,7 +12,8 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from agent.config import Config, device_id
@@ -92,12 +93,12 @@ def run_daemon(config: Config, warnings: list[str]) -> int:
     for warning in warnings:
         log.warning("configuration: %s", warning)
     daemon = build_daemon(config)
-    with _Signals() as signals:
+    with _stop_on_signals() as stop:
         daemon.supervisor.start()  # first: its libraries load while the broker is looked up
         daemon.report.publish_all()
         daemon.mqtt.start()
         try:
-            _supervise(daemon, signals.wake, lambda: signals.stopping)
+            _supervise(daemon, stop)
         finally:
             daemon.supervisor.stop(STOP_WORKER_WITHIN_S)
             is_flushed = daemon.mqtt.stop(FLUSH_WITHIN_S)
@@ -106,13 +107,13 @@ def run_daemon(config: Config, warnings: list[str]) -> int:
     return 0
 
 
-def _supervise(daemon: Daemon, wake: socket.socket, is_stopping: Callable[[], bool]) -> None:
+def _supervise(daemon: Daemon, stop: _StopRequest) -> None:
     """The main loop: the worker's messages, the supervisor's timers, telemetry."""
     next_telemetry = time.monotonic() + daemon.telemetry_interval_s
     with selectors.DefaultSelector() as selector:
-        selector.register(wake, selectors.EVENT_READ)
+        selector.register(stop.wake, selectors.EVENT_READ)
         registered: socket.socket | None = None
-        while not is_stopping():
+        while not stop.is_set:
             due_s = daemon.supervisor.check()
             link = daemon.supervisor.link
             if link is not registered:
@@ -123,8 +124,8 @@ def _supervise(daemon: Daemon, wake: socket.socket, is_stopping: Callable[[], bo
                 registered = link
             timeout = max(0.0, min(due_s, next_telemetry - time.monotonic()))
             for key, _ in selector.select(timeout):
-                if key.fileobj is wake:
-                    wake.recv(64)
+                if key.fileobj is stop.wake:
+                    stop.wake.recv(64)
                 else:
                     daemon.supervisor.receive()
             if time.monotonic() >= next_telemetry:
@@ -132,29 +133,33 @@ def _supervise(daemon: Daemon, wake: socket.socket, is_stopping: Callable[[], bo
                 daemon.report.publish_telemetry()
 
 
-class _Signals:
-    """SIGTERM and SIGINT end the loop through a socket, so that none is missed; restored after."""
+@dataclass(slots=True)
+class _StopRequest:
+    """Set by a signal; `wake` becomes readable, so that a waiting loop notices at once."""
 
-    def __init__(self) -> None:
-        self.wake, self._inner = socket.socketpair()
-        self.wake.setblocking(False)
-        self._inner.setblocking(False)
-        self.stopping = False
+    wake: socket.socket
+    is_set: bool = False
 
-    def __enter__(self) -> _Signals:
-        self._old_wakeup = signal.set_wakeup_fd(self._inner.fileno(), warn_on_full_buffer=False)
-        self._old = {
-            number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
 
-    def _stop(self, number: int, frame: object) -> None:
+@contextmanager
+def _stop_on_signals() -> Iterator[_StopRequest]:
+    """Turn SIGTERM and SIGINT into a request to stop; the old handlers are put back after."""
+    wake, inner = socket.socketpair()
+    wake.setblocking(False)
+    inner.setblocking(False)
+    request = _StopRequest(wake)
+
+    def stop(number: int, frame: object) -> None:
         del number, frame
-        self.stopping = True
+        request.is_set = True
 
-    def __exit__(self, *exc: object) -> None:
-        signal.set_wakeup_fd(self._old_wakeup)
-        for number, handler in self._old.items():
+    old_wakeup = signal.set_wakeup_fd(inner.fileno(), warn_on_full_buffer=False)
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        signal.set_wakeup_fd(old_wakeup)
+        for number, handler in old.items():
             signal.signal(number, handler)
-        self.wake.close()
-        self._inner.close()
+        wake.close()
+        inner.close()

@@ -43,6 +43,7 @@ from agent.sensors.clock import read_clock_synced
 
 log = logging.getLogger(__name__)
 MIB = 1 << 20
+NOTHING = CameraCounts(captured=0, dropped=0, processed=0, last_frame_id=0)
 
 
 @dataclass(slots=True)
@@ -57,7 +58,7 @@ class _Camera:
     since: float = 0.0
     width: int | None = None
     height: int | None = None
-    now: CameraCounts = CameraCounts(captured=0, dropped=0, processed=0, last_frame_id=0)
+    now: CameraCounts = NOTHING
     captured_before: int = 0  # by earlier workers
     dropped_before: int = 0
     processed_before: int = 0
@@ -76,7 +77,7 @@ class _Camera:
     def worker_is_gone(self) -> None:
         """Keep what the last worker counted."""
         self.captured_before, self.dropped_before, self.processed_before = self.totals()
-        self.now = CameraCounts(captured=0, dropped=0, processed=0, last_frame_id=0)
+        self.now = NOTHING
 
 
 class Report:

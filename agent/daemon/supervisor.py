@@ -273,7 +273,7 @@ class Supervisor:
             run.process.wait(timeout=2.0)
         except subprocess.TimeoutExpired:
             # Stuck in the kernel: nothing ends it but the driver; leave it and go on.
-            log.error("worker cannot be killed pid=%d", run.process.pid)
+            log.error("worker cannot be killed pid=%d", run.process.pid)  # noqa: TRY400
 
     def stop(self, within_s: float) -> None:
         """Ask the worker to finish, take its last results, then end it."""

@@ -15,7 +15,7 @@ TIMEX_BYTES = 512
 @functools.cache
 def _ntp_adjtime() -> Callable[[ctypes.Array[ctypes.c_char]], int] | None:
     try:
-        return ctypes.CDLL(None).ntp_adjtime  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).ntp_adjtime
     except (OSError, AttributeError):
         return None
 

@@ -44,9 +44,7 @@ class Origin:
     task: Task
 
 
-def detections_of(
-    boxes: Boxes, xyxy: npt.NDArray[np.float32], model: Model
-) -> list[Detection]:
+def detections_of(boxes: Boxes, xyxy: npt.NDArray[np.float32], model: Model) -> list[Detection]:
     """Return the payload's list; xyxy float32[n, 4] pixels of the frame, as `boxes`' rows."""
     return [
         Detection(
@@ -65,9 +63,7 @@ def classes_of(scores: Scores, model: Model) -> list[Classification]:
     """Return the payload's list."""
     return [
         Classification(label=model.label(class_id), class_id=class_id, score=round(score, 4))
-        for class_id, score in zip(
-            scores.class_ids.tolist(), scores.scores.tolist(), strict=True
-        )
+        for class_id, score in zip(scores.class_ids.tolist(), scores.scores.tolist(), strict=True)
     ]
 
 

@@ -56,22 +56,22 @@ class LatestSlot:
 
     def __init__(self, ready: threading.Condition) -> None:
         self._ready = ready  # shared by the slots of all cameras of one pipeline
-        self._frame: Frame | None = None
-        self._dropped_since_take = 0
+        self.frame: Frame | None = None  # this and the next are guarded by `ready`
+        self.dropped_since_take = 0
 
     def put(self, frame: Frame) -> Frame | None:
         """Offer a live frame; return the unread one it replaces, which is thereby dropped."""
         with self._ready:
-            replaced, self._frame = self._frame, frame
+            replaced, self.frame = self.frame, frame
             if replaced is not None:
-                self._dropped_since_take += 1
+                self.dropped_since_take += 1
             self._ready.notify_all()
         return replaced
 
     def wait_empty(self, timeout_s: float) -> bool:
         """Wait until a frame would replace nothing; for files, where every frame counts."""
         with self._ready:
-            return self._ready.wait_for(lambda: self._frame is None, timeout_s)
+            return self._ready.wait_for(lambda: self.frame is None, timeout_s)
 
 
 def take_oldest(
@@ -84,11 +84,11 @@ def take_oldest(
     deadline = time.monotonic() + timeout_s
     with ready:
         while True:
-            waiting = [slot for slot in slots if slot._frame is not None]
+            waiting = [slot for slot in slots if slot.frame is not None]
             if waiting:
                 slot = min(waiting, key=_waiting_since)
-                frame, slot._frame = slot._frame, None
-                dropped, slot._dropped_since_take = slot._dropped_since_take, 0
+                frame, slot.frame = slot.frame, None
+                dropped, slot.dropped_since_take = slot.dropped_since_take, 0
                 ready.notify_all()
                 assert frame is not None
                 return frame, dropped
@@ -98,4 +98,4 @@ def take_oldest(
 
 
 def _waiting_since(slot: LatestSlot) -> int:
-    return slot._frame.captured_ns if slot._frame is not None else 0
+    return slot.frame.captured_ns if slot.frame is not None else 0

@@ -1,8 +1,8 @@
 """One frame's journey, top to bottom.
 
-     camera ─▶ capture ═▶ LatestSlot ═▶ preprocess ═▶ (1) ═▶ inference ═▶ (2) ═▶ postprocess ─▶ encode ─▶ emit
-               thread     the only       thread              thread owns           thread
-               each       frame drop                         the engine
+    capture ═▶ LatestSlot ═▶ preprocess ═▶ (1) ═▶ inference ═▶ (2) ═▶ postprocess ─▶ emit
+    thread     the only      thread               thread owns         thread: decode,
+    each       frame drop                         the engine          encode, send
 
 One input tensor and two sets of outputs go round between the stages. That bounds what is
 under way without counting: preprocess cannot run ahead of the one tensor, so a frame waits

@@ -108,7 +108,9 @@ def plan_input(
         if mean is None or std is None:
             flip_sign = spec.dtype == np.int8
         else:
-            table = _quantized_table(spec, _per_channel(mean, channels), _per_channel(std, channels))
+            table = _quantized_table(
+                spec, _per_channel(mean, channels), _per_channel(std, channels)
+            )
     elif spec.dtype == np.float32:
         if mean is None or std is None:
             raise ModelError(

@@ -32,7 +32,6 @@ MAX_ASSOCIATED_FILE_BYTES = 1 << 20
 MAX_ASSOCIATED_FILES = 32
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TfliteFile:
     """What a model file says of itself; tensor numbers are the interpreter's `index`."""
@@ -134,7 +133,11 @@ def _refuse_other_formats(data: bytes, where: str) -> None:
     if head.startswith(b"version https://git-lfs"):
         raise ModelError(f"{where}: is a Git LFS pointer, not the model; run `git lfs pull`")
     if data[4:8] != FILE_IDENTIFIER:
-        kinds = {b"PK": "a ZIP archive", b"\x08": "perhaps ONNX or a frozen graph", b"\x89H": "HDF5"}
+        kinds = {
+            b"PK": "a ZIP archive",
+            b"\x08": "perhaps ONNX or a frozen graph",
+            b"\x89H": "HDF5",
+        }
         guess = next((f" ({kind})" for magic, kind in kinds.items() if data.startswith(magic)), "")
         raise ModelError(
             f"{where}: is not a TFLite model{guess}: bytes 4 to 8 are not TFL3; convert it with "

@@ -73,7 +73,7 @@ class Worker:
         try:
             stages = self._build(start)
         except AgentError as error:
-            log.error("worker cannot start: %s", error)
+            log.error("worker cannot start: %s", error)  # noqa: TRY400 - one sentence, no traceback
             code = "model" if isinstance(error, ModelError) else "worker"
             self._say(Failed(code=code, reason=str(error)))
             return error.exit_code
@@ -133,9 +133,7 @@ class Worker:
         )
         return stages
 
-    def _add_camera(
-        self, config: CameraConfig, resume: Resume, ready: threading.Condition
-    ) -> None:
+    def _add_camera(self, config: CameraConfig, resume: Resume, ready: threading.Condition) -> None:
         slot, buffers = LatestSlot(ready), FrameBuffers()
         name = config.name
 

@@ -101,7 +101,7 @@ def _is_delegated(interpreter: Any) -> bool:
 
     tflite-runtime 2.14 leaves quantized graphs to plain kernels though it has XNNPACK.
     """
-    details = getattr(interpreter, "_get_ops_details", list)()
+    details: list[dict[str, Any]] = getattr(interpreter, "_get_ops_details", list)()
     return any(operator.get("op_name") == "DELEGATE" for operator in details)
 
 
@@ -150,11 +150,11 @@ def _explain(error: str, runtime: str) -> str:
         )
     marker = "unresolved custom op: "
     if marker in error:
-        name = error.split(marker, 1)[1].split()[0].rstrip(".")
+        name = error.split(marker, 1)[1].split(maxsplit=1)[0].rstrip(".")
         return (
             f"the model needs the custom operator {name}, which {runtime} does not have: export "
             "it with built-in operators only"
         )
-    if "not aligned" in error or "allocat" in error.lower() and "memory" in error.lower():
+    if "allocat" in error.lower() and "memory" in error.lower():
         return f"the model needs more memory than there is ({first[:200]})"
     return f"{runtime} refused the model: {first[:300]}"

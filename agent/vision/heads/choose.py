@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from agent.errors import ModelError
 from agent.vision.engines import Tensor, TensorSpec
-from agent.vision.heads import Boxes, Head, Scores
+from agent.vision.heads import Boxes, Head
 from agent.vision.heads.classify import decode_scores
 from agent.vision.heads.ssd import decode_ssd
 from agent.vision.heads.yolo import decode_yolov5, decode_yolov8
@@ -55,7 +55,7 @@ def recognise(
     """
     task = file.exporter.get("task")
     if wanted.type is None and task in OTHER_TASKS:
-        raise ModelError(f"the exporter calls this a {task} model; no head for that task is built in")
+        raise ModelError(f"the exporter calls this a {task} model; no head for that is built in")
     if wanted.type == "ssd" or (wanted.type is None and file.ssd_outputs):
         return _recognise_ssd(file, outputs)
     shape = tuple(size for size in outputs[0].shape[1:]) if len(outputs) == 1 else ()
@@ -240,5 +240,3 @@ def _head(found: Recognition, task: Any, decode: Any) -> Head:
     return Head(
         kind=found.kind, task=task, class_count=found.class_count, why=found.why, decode=decode
     )
-
-

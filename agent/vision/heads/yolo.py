@@ -82,7 +82,10 @@ def _stored(real: float, scale: float, zero_point: int, like: npt.NDArray[Any]) 
 def _real(stored: npt.NDArray[Any], scale: float, zero_point: int) -> npt.NDArray[np.float32]:
     if np.issubdtype(stored.dtype, np.floating):
         return stored.astype(np.float32)
-    return (stored.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+    real: npt.NDArray[np.float32] = stored.astype(np.float32)
+    real -= np.float32(zero_point)
+    real *= np.float32(scale)
+    return real
 
 
 def _select(

@@ -1,0 +1,1 @@
+"""Measure the agent against the bare interpreter, in one run on one machine."""

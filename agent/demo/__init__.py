@@ -1,0 +1,1 @@
+"""Pictures for `edge-agent demo`: a clip that needs no camera."""

@@ -1,0 +1,17 @@
+"""Fixtures for every test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def zoo():
+    """Real models and images that are not part of the project; absent elsewhere."""
+    folder = Path(os.environ.get("EDGE_AGENT_ZOO", PROJECT.parent / "shared" / "zoo"))
+    if not (folder / "expected.json").exists():
+        pytest.skip("the model zoo is not here; set EDGE_AGENT_ZOO to its folder")
+    return folder
