@@ -1,0 +1,280 @@
+"""`edge-agent schema`: the schemas accept what the agent sends and refuse what it never would."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+
+from agent import __version__
+from agent.cli import main
+from agent.contract import payloads, topics
+from agent.contract.schema import UnknownSchemaError, document
+
+VALIDATOR = jsonschema.Draft202012Validator
+IDENTITY = payloads.ModelIdentity(name="default", version="1.0.0", sha256="9b" * 32)
+RESULT = {
+    "device": "porch-pi",
+    "camera": "door",
+    "boot_id": "6f1c",
+    "seq": 18231,
+    "frame_id": 18302,
+    "captured_at": 1795248000.123456,
+    "clock_synced": True,
+    "latency_ms": 12.8,
+    "dropped": 0,
+    "frame": payloads.FrameSize(width=1280, height=720),
+    "model": IDENTITY,
+    "accelerator": "cpu:xnnpack",
+    "stage_ms": payloads.StageTimes(queue=0.3, preprocess=0.5, inference=7.6, postprocess=0.2),
+}
+DETECTION = payloads.Detection(label="cat", class_id=16, score=0.73, box=(90.3, 94.1, 918.5, 703.6))
+CLASS = payloads.Classification(label=None, class_id=0, score=0.0)
+
+
+def camera_status(**changes):
+    values = {
+        "device": "porch-pi",
+        "camera": "door",
+        "state": "offline",
+        "since": 1795248000.0,
+        "reason": "/dev/video0 was unplugged",
+        "source": "/dev/video0",
+        "width": None,
+        "height": None,
+        "fps": None,
+    }
+    return payloads.CameraStatus(**{**values, **changes})
+
+
+def samples():
+    yield "detections", payloads.Result(**RESULT, detections=[DETECTION])
+    yield "detections", payloads.Result(**RESULT, detections=[])
+    yield "detections", payloads.Result(**RESULT, classes=[CLASS])
+    yield "camera-status", camera_status()
+    yield "camera-status", camera_status(state="online", reason=None, width=640, fps=29.9)
+    yield (
+        "gap",
+        payloads.Gap(
+            device="porch-pi",
+            boot_id="6f1c",
+            stream="camera/door/detections",
+            from_seq=10,
+            to_seq=19,
+            count=10,
+            reason="queue_full",
+        ),
+    )
+    yield (
+        "status",
+        payloads.Status(
+            device="porch-pi",
+            boot_id="6f1c",
+            agent_version="0.1.0",
+            started_at=1795248000.0,
+            board=payloads.Board(
+                model=None, machine="aarch64", python="3.11.2", runtime="litert 2.3.0"
+            ),
+            groups=("porches",),
+            model=IDENTITY,
+            task="detection",
+            accelerator=payloads.Accelerator(wanted="auto", used="cpu:xnnpack", reason=None),
+            cameras=[payloads.CameraSummary(name="door", state="starting", reason=None)],
+            health=[payloads.Problem(code="model", message="it is damaged", since=1795248000.0)],
+            clock_synced=None,
+        ),
+    )
+    yield (
+        "telemetry",
+        payloads.Telemetry(
+            device="porch-pi",
+            boot_id="6f1c",
+            at=1795248000.0,
+            clock_synced=False,
+            uptime_s=12.5,
+            interval_s=10.0,
+            cameras={
+                "door": payloads.CameraTelemetry(
+                    captured=300, dropped=12, processed=288, fps_in=29.9, fps_out=None
+                )
+            },
+            processes={
+                "control": payloads.ProcessTelemetry(
+                    pid=4711, cpu_percent=None, rss_mib=31.5, threads=3
+                ),
+                "worker": None,
+            },
+            worker_restarts=0,
+            outbox=payloads.OutboxTelemetry(waiting=0, waiting_mib=0.0, published=288, dropped=0),
+            mqtt=payloads.MqttTelemetry(protocol="5", reconnects=0),
+        ),
+    )
+
+
+SAMPLES = [(name, json.loads(payloads.encode(payload))) for name, payload in samples()]
+NAMES = ["status", "detections", "camera-status", "telemetry", "gap"]
+
+
+def test_every_payload_of_the_topic_table_has_a_schema_and_a_sample():
+    schemas = document("all")["schemas"]
+    in_table = {row.payload for row in topics.TABLE if not isinstance(row.payload, str)}
+    assert len(schemas) == len(in_table)
+    assert set(schemas) == set(NAMES) == {name for name, _ in SAMPLES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schema_is_a_schema_and_stands_alone(name):
+    schema = document(name)
+    VALIDATOR.check_schema(schema)
+    assert schema["$schema"] == VALIDATOR.META_SCHEMA["$id"]
+    assert schema["$id"] == f"urn:edge-agent:{name}:1"
+    assert schema["title"] == f"edge-agent/{name}/1"
+    for reference in references(schema):
+        assert resolve(schema, reference)["type"] == "object"
+
+
+@pytest.mark.parametrize(("name", "sample"), SAMPLES)
+def test_what_is_sent_is_valid(name, sample):
+    VALIDATOR(document(name)).validate(sample)
+
+
+@pytest.mark.parametrize(("name", "sample"), SAMPLES)
+def test_every_key_is_required(name, sample):
+    validator = VALIDATOR(document(name))
+    for key in sample:
+        rest = {other: value for other, value in sample.items() if other != key}
+        assert not validator.is_valid(rest), key
+
+
+@pytest.mark.parametrize(("name", "sample"), SAMPLES)
+def test_every_value_of_another_type_is_refused(name, sample):
+    validator = VALIDATOR(document(name))
+    for path, value in leaves(sample):
+        wrong = copy.deepcopy(sample)
+        place(wrong, path[:-1])[path[-1]] = "text" if value == [] else []
+        assert not validator.is_valid(wrong), path
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schema", "edge-agent/detections/2"),
+        ("seq", 0),
+        ("dropped", -1),
+        ("latency_ms", -0.1),
+        ("classes", []),  # besides `detections`
+        ("detections", [{"label": "cat", "class_id": 16, "score": 1.1, "box": [0, 0, 1, 1]}]),
+        ("detections", [{"label": "cat", "class_id": 16, "score": 0.9, "box": [0, 0, 1]}]),
+        ("detections", [{"label": "cat", "class_id": 16, "score": 0.9, "box": [0, 0, 1, 1, 1]}]),
+        ("model", {"name": "default", "version": None, "sha256": "9B"}),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["2020-12", "asyncapi"])
+def test_impossible_result_is_refused(dialect, key, value):
+    sample = SAMPLES[0][1]
+    validator = VALIDATOR(document("detections")) if dialect == "2020-12" else draft_07("Result")
+    validator.validate(sample)
+    assert not validator.is_valid({**sample, key: value})
+
+
+def test_asyncapi_covers_the_topic_table():
+    found = document("asyncapi")
+    assert found["asyncapi"] == "3.0.0"
+    assert found["info"]["version"] == __version__
+    channels = found["channels"]
+    assert [channel["address"] for channel in channels.values()] == [
+        row.pattern.replace("<p>", "{prefix}").replace("<d>", "{device}").replace("<c>", "{camera}")
+        for row in topics.TABLE
+    ]
+    for row, (name, channel) in zip(topics.TABLE, channels.items(), strict=True):
+        operation = found["operations"][f"send-{name}"]
+        assert operation["action"] == "send"
+        assert operation["channel"] == {"$ref": f"#/channels/{name}"}
+        assert operation["bindings"]["mqtt"]["retain"] == row.retained
+        assert operation["bindings"]["mqtt"]["qos"] == 1
+        assert {f"{{{name}}}" for name in channel["parameters"]} == {
+            part for part in channel["address"].split("/") if part.startswith("{")
+        }
+        assert channel["messages"]
+
+
+def test_asyncapi_references_resolve():
+    found = document("asyncapi")
+    everything = list(references(found))
+    assert len(everything) > 20
+    for reference in everything:
+        assert resolve(found, reference)
+    assert "prefixItems" not in json.dumps(found)
+
+
+@pytest.mark.parametrize(("name", "sample"), SAMPLES)
+def test_asyncapi_payloads_accept_what_is_sent(name, sample):
+    found = document("asyncapi")
+    [message] = found["channels"][name]["messages"].values()
+    payload = resolve(found, message["$ref"])["payload"]
+    draft_07(payload["$ref"].rsplit("/", 1)[-1]).validate(sample)
+
+
+@pytest.mark.parametrize("name", ["detection", "asyncap", "", "/etc/passwd"])
+def test_unknown_name_is_a_usage_error_with_the_names(name, capsys):
+    assert main(["schema", name]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for known in ("all", "asyncapi", *NAMES):
+        assert known in captured.err
+
+
+def test_nearest_name_is_suggested():
+    with pytest.raises(UnknownSchemaError, match="did you mean `camera-status`"):
+        document("camera_status")
+
+
+def test_command_prints_one_document():
+    shown = subprocess.run(
+        [sys.executable, "-m", "agent", "schema"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(shown.stdout) == document("all")
+    assert shown.stderr == ""
+
+
+def draft_07(name):
+    components = document("asyncapi")["components"]
+    return jsonschema.Draft7Validator(
+        {"$ref": f"#/components/schemas/{name}", "components": components}
+    )
+
+
+def references(value):
+    if isinstance(value, dict):
+        yield from ([value["$ref"]] if "$ref" in value else [])
+        for part in value.values():
+            yield from references(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from references(part)
+
+
+def resolve(found, reference):
+    assert reference.startswith("#/")
+    for step in reference[2:].split("/"):
+        found = found[step.replace("~1", "/").replace("~0", "~")]
+    return found
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from leaves(part, (*path, key))
+    elif isinstance(value, list) and value:
+        for index, part in enumerate(value):
+            yield from leaves(part, (*path, index))
+    else:
+        yield path, value
+
+
+def place(value, path):
+    for step in path:
+        value = value[step]
+    return value

@@ -1,0 +1,157 @@
+"""The daemon as a user runs it, and a subscriber as a user writes one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import psutil
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+CLIP = PROJECT / "agent" / "demo" / "clip.mp4"
+DEVICE = "board-1"
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a subscriber got, and when."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+    at: float
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The payload as a document."""
+        document: dict[str, Any] = json.loads(self.payload)
+        return document
+
+
+class Subscriber:
+    """Keeps all it hears; reconnects by itself as paho does."""
+
+    def __init__(self, port: int, topic: str = "edge/#") -> None:
+        self.messages: list[Message] = []
+        self._changed = threading.Condition()
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self._client.reconnect_delay_set(0.2, 0.5)
+        self._client.on_connect = lambda client, *_: client.subscribe(topic, qos=1)
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_message = self._keep
+        self._subscribed = threading.Event()
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+        assert self._subscribed.wait(10)
+
+    def _keep(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
+        with self._changed:
+            self.messages.append(
+                Message(message.topic, message.payload, message.retain, time.time())
+            )
+            self._changed.notify_all()
+
+    def results(self) -> list[dict[str, Any]]:
+        """All results so far, in order of arrival."""
+        return [m.json for m in list(self.messages) if m.topic.endswith("/detections")]
+
+    def last(self, ending: str) -> dict[str, Any] | None:
+        """The newest document of a topic."""
+        found = [m for m in list(self.messages) if m.topic.endswith(ending) and m.payload]
+        return found[-1].json if found else None
+
+    def wait(self, until: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+        """Wait until a message makes `until` true; return what it returned."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not (value := until()):
+                left = deadline - time.monotonic()
+                assert left > 0, f"nothing of the kind among {len(self.messages)} messages"
+                self._changed.wait(left)
+        return value
+
+    def wait_results(self, count: int, timeout_s: float = 30.0) -> list[dict[str, Any]]:
+        """Wait until that many results have come."""
+        self.wait(lambda: len(self.results()) >= count, timeout_s)
+        return self.results()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+class Agent:
+    """`edge-agent run` in a process of its own."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.log_path = folder / "agent.log"
+        config_path = folder / "agent.toml"
+        config_path.write_text(config)
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agent", "run", "--config", str(config_path)],
+                cwd=PROJECT,
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self.log_path.read_text()
+
+    def worker(self) -> psutil.Process:
+        """The vision worker of this moment."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            for child in psutil.Process(self.process.pid).children():
+                if "agent.vision.worker" in " ".join(child.cmdline()):
+                    return child
+            time.sleep(0.02)
+        raise AssertionError("there is no worker")
+
+    def stop(self) -> int:
+        """SIGTERM, and wait."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+def config_text(
+    port: int,
+    source: str | Path = CLIP,
+    *,
+    camera: str = "",
+    model: str = "",
+    mqtt_lines: str = "",
+    telemetry_s: float = 1.0,
+) -> str:
+    """A configuration with one camera called `door`."""
+    return f"""
+[device]
+id = "{DEVICE}"
+[model]
+{model}
+[[camera]]
+name = "door"
+source = "{source}"
+{camera}
+[mqtt]
+url = "mqtt://127.0.0.1:{port}"
+{mqtt_lines}
+[telemetry]
+interval_s = {telemetry_s}
+"""

@@ -1,0 +1,140 @@
+"""A clip through the real daemon and a real broker, as a subscriber sees it."""
+
+import json
+import signal
+import time
+
+import cv2
+import jsonschema
+import pytest
+from harness import CLIP, DEVICE, Subscriber, config_text
+
+from agent.contract.payloads import CameraStatus, Gap, Result, Status, Telemetry
+from msgspec.json import schema
+
+
+def frames_of(path):
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    count = 0
+    while capture.grab():
+        count += 1
+    return count
+
+
+def test_every_frame_gives_one_result(broker, subscriber, run_agent):
+    run_agent(config_text(broker.port))
+    count = frames_of(CLIP)
+    results = subscriber.wait_results(count, timeout_s=90)
+    ended = subscriber.wait(
+        lambda: (status := subscriber.last("camera/door/status"))
+        and status["state"] == "offline"
+        and status
+    )
+    assert "end" in ended["reason"]
+    assert [r["frame_id"] for r in results] == list(range(1, count + 1))
+    assert [r["seq"] for r in results] == list(range(1, count + 1))
+    assert {r["dropped"] for r in results} == {0}
+    labels = {d["label"] for r in results for d in r["detections"] if d["score"] >= 0.5}
+    assert {"person", "cat", "cup"} <= labels
+    assert len({r["boot_id"] for r in results}) == 1
+    first = results[0]
+    assert first["frame"] == {"width": 1280, "height": 720}
+    assert first["accelerator"] == "cpu:xnnpack"
+    manifest = json.loads((CLIP.parents[2] / "models/default/manifest.json").read_text())
+    assert first["model"]["sha256"] == manifest["files"]["model.tflite"]["sha256"]
+    for result in results:
+        assert result["latency_ms"] >= result["stage_ms"]["inference"] > 0
+        for detection in result["detections"]:
+            x0, y0, x1, y1 = detection["box"]
+            assert 0 <= x0 < x1 <= 1280
+            assert 0 <= y0 < y1 <= 720
+
+
+def test_all_payloads_are_valid_by_the_printed_schemas(broker, subscriber, run_agent):
+    agent = run_agent(config_text(broker.port, camera="loop = true"))
+    subscriber.wait(lambda: len(subscriber.results()) > 20 and subscriber.last("/telemetry"))
+    types = {
+        "detections": Result,
+        "telemetry": Telemetry,
+        "camera/door/status": CameraStatus,
+        f"{DEVICE}/status": Status,
+        "gap": Gap,
+    }
+    validators = {
+        ending: jsonschema.Draft202012Validator(schema(kind)) for ending, kind in types.items()
+    }
+    seen = set()
+    for message in subscriber.messages:
+        if message.topic.endswith("/availability"):
+            assert message.payload in (b"online", b"offline")
+            continue
+        ending = next(ending for ending in validators if message.topic.endswith(ending))
+        validators[ending].validate(message.json)
+        seen.add(ending)
+    assert seen >= {"detections", "telemetry", "camera/door/status", f"{DEVICE}/status"}
+    assert agent.process.poll() is None
+
+
+def test_retained_state_waits_for_late_subscribers(broker, subscriber, run_agent):
+    run_agent(config_text(broker.port, camera="loop = true"))
+    subscriber.wait_results(1)
+    subscriber.wait(lambda: (s := subscriber.last(f"{DEVICE}/status")) and s["model"])
+    late = Subscriber(broker.port)
+    try:
+        late.wait(lambda: len([m for m in late.messages if m.retained]) >= 3)
+        retained = {m.topic.removeprefix(f"edge/{DEVICE}/"): m for m in late.messages if m.retained}
+    finally:
+        late.close()
+    assert set(retained) == {"availability", "status", "camera/door/status"}
+    assert retained["availability"].payload == b"online"
+    assert retained["status"].json["model"]["name"] == "default"
+    assert retained["status"].json["health"] == []
+    assert retained["camera/door/status"].json["state"] == "online"
+
+
+def test_clean_stop_says_offline_and_leaves_nothing_behind(broker, subscriber, run_agent):
+    agent = run_agent(config_text(broker.port, camera="loop = true"))
+    subscriber.wait_results(5)
+    worker = agent.worker()
+    started = time.monotonic()
+    assert agent.stop() == 0
+    assert time.monotonic() - started < 10
+    subscriber.wait(lambda: subscriber.messages[-1].payload == b"offline")
+    assert not worker.is_running() or worker.status() == "zombie"
+    seqs = [r["seq"] for r in subscriber.results()]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_last_will_speaks_when_the_daemon_cannot(broker, subscriber, run_agent):
+    agent = run_agent(config_text(broker.port, camera="loop = true"))
+    subscriber.wait_results(5)
+    worker = agent.worker()
+    agent.process.send_signal(signal.SIGKILL)
+    subscriber.wait(lambda: subscriber.messages[-1].payload == b"offline", timeout_s=5)
+    worker.wait(timeout=5)  # it does not outlive its parent
+
+
+@pytest.mark.parametrize(("policy", "is_smaller"), [("changes", True), ("all", False)])
+def test_publish_policy(broker, subscriber, run_agent, policy, is_smaller):
+    run_agent(config_text(broker.port, camera=f'publish = "{policy}"'))
+    count = frames_of(CLIP)
+    subscriber.wait(
+        lambda: (t := subscriber.last("/telemetry")) and t["cameras"]["door"]["processed"] == count,
+        timeout_s=90,
+    )
+    results = subscriber.results()
+    assert [r["seq"] for r in results] == list(range(1, len(results) + 1))
+    assert (len(results) < count) == is_smaller
+    if is_smaller:
+        found = [sorted(d["class_id"] for d in r["detections"]) for r in results]
+        assert all(a != b for a, b in zip(found, found[1:], strict=False))
+
+
+def test_real_time_clip_keeps_its_rate(broker, subscriber, run_agent):
+    run_agent(config_text(broker.port, camera="loop = true\nrealtime = true\nfps = 10"))
+    results = subscriber.wait_results(21)
+    span = results[20]["captured_at"] - results[0]["captured_at"]
+    frames = results[20]["frame_id"] - results[0]["frame_id"]
+    assert frames / span == pytest.approx(10, rel=0.15)
+    for before, after in zip(results, results[1:], strict=False):
+        assert after["frame_id"] - before["frame_id"] == after["dropped"] + 1
