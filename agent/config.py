@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -32,6 +33,7 @@ MAX_CONFIG_BYTES = 1 << 20
 # Names become MQTT topic levels and Home Assistant object ids, so no `/`, `+`, `#` or spaces.
 NAME_PATTERN = "^[A-Za-z0-9_-]{1,64}$"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+NameOrEmpty = Annotated[str, Meta(pattern=NAME_PATTERN.replace("{1,", "{0,"))]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Accelerator = Annotated[str, Meta(pattern=r"^(auto|cpu|edgetpu(:(usb|pci):[0-9]+)?|delegate:/.+)$")]
 Publish = Literal["all", "detections", "changes"]
@@ -46,7 +48,7 @@ def help_text(text: str) -> Meta:
 class DeviceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[device]: who this board is."""
 
-    id: Annotated[Name | Literal[""], help_text("empty: a stable id from /etc/machine-id")] = ""
+    id: Annotated[NameOrEmpty, help_text("empty: a stable id from /etc/machine-id")] = ""
     groups: Annotated[tuple[Name, ...], help_text("groups of boards this one belongs to")] = ()
     state_dir: Annotated[str, help_text("where the agent keeps its own state")] = (
         "/var/lib/edge-agent"
@@ -252,21 +254,26 @@ def _section(
                 f"{path}.{key} = {_shown(value)}: unknown key{_nearest(key, list(hints))}"
             )
         else:
-            try:
-                values[key] = msgspec.convert(value, hints[key])
-            except msgspec.ValidationError as error:
-                problems.append(_explain(f"{path}.{key}", value, hints[key], str(error)))
+            values[key] = _value(f"{path}.{key}", value, hints[key], problems)
     return struct(**values) if len(problems) == before else None
 
 
-def _explain(key: str, value: object, wanted: Any, error: str) -> str:
+def _value(key: str, value: object, wanted: Any, problems: list[str]) -> Any:
+    """Return the value as its type; a table's entries are looked at one by one."""
     schema = msgspec.json.schema(wanted)
-    allowed = _allowed(schema)
-    choices = schema.get("enum", [])
-    hint = _nearest(value, choices) if isinstance(value, str) and choices else ""
-    inner = error.rsplit(" - at ", 1)
-    place = f" (at {inner[1]})" if len(inner) == 2 and inner[1] not in ("`$`", "$") else ""
-    return f"{key} = {_shown(value)}: must be {allowed}{place}{hint}"
+    if isinstance(value, dict) and schema.get("type") == "object":
+        inner = get_args(get_args(wanted)[0])[1]
+        return {name: _value(f"{key}.{name}", one, inner, problems) for name, one in value.items()}
+    try:
+        # msgspec compares, and no comparison with NaN is true: it would pass any limit.
+        if isinstance(value, float) and math.isnan(value):
+            raise msgspec.ValidationError
+        return msgspec.convert(value, wanted)
+    except msgspec.ValidationError:
+        choices = [choice for choice in schema.get("enum", []) if isinstance(choice, str)]
+        hint = _nearest(value, choices) if isinstance(value, str) and choices else ""
+        problems.append(f"{key} = {_shown(value)}: must be {_allowed(schema)}{hint}")
+        return None
 
 
 def _allowed(schema: dict[str, Any]) -> str:
@@ -300,7 +307,7 @@ def _text(schema: dict[str, Any]) -> str:
     description = str(schema.get("description", ""))
     if "|" in description or "://" in description:
         return description
-    if schema.get("pattern") == NAME_PATTERN:
+    if str(schema.get("pattern")).startswith("^[A-Za-z0-9_-]"):
         return "letters, digits, - and _, at most 64"
     return "text that is not empty" if schema.get("minLength") else "text in quotes"
 

@@ -127,15 +127,21 @@ def _plan(file: TfliteFile, image: TensorSpec, manifest: Manifest, kind: str) ->
     return plan_input(image, resize=resize, color=wanted.color, mean=mean, std=std)
 
 
+def lowest_score(config: ModelConfig, manifest: Manifest, kind: str) -> float:
+    """Return the score from which a finding counts, where its label has no threshold of its own."""
+    if config.score_threshold is not None:
+        return config.score_threshold
+    if manifest.head.score_threshold is not None:
+        return manifest.head.score_threshold
+    # A classifier's best guesses are shown whatever their scores.
+    return 0.0 if kind == "classify" else DEFAULT_SCORE_THRESHOLD
+
+
 def _thresholds(
     config: ModelConfig, manifest: Manifest, found: Recognition, labels: Sequence[str]
 ) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
     """Return float32[classes] with each class's lowest score, and notes on labels unknown here."""
-    wanted = config.score_threshold
-    if wanted is None:
-        wanted = manifest.head.score_threshold
-    if wanted is None:  # a classifier's best guesses are shown whatever their scores
-        wanted = 0.0 if found.kind == "classify" else DEFAULT_SCORE_THRESHOLD
+    wanted = lowest_score(config, manifest, found.kind)
     above_any = 2.0
     count = found.class_count or max(len(labels), 1) if labels else UNKNOWN_CLASS_COUNT
     thresholds = np.full(count, above_any if config.only_listed else wanted, np.float32)

@@ -36,9 +36,7 @@ def test_bad_model_is_said_and_a_good_one_in_its_place_runs(
     path = tmp_path / "model.tflite"
     if content is not None:
         path.write_bytes(content)
-    agent = run_agent(
-        config_text(broker.port, camera="loop = true", model=f'path = "{path}"')
-    )
+    agent = run_agent(config_text(broker.port, camera="loop = true", model=f'path = "{path}"'))
     problem = subscriber.wait(lambda: health(subscriber, "model"))
     assert sentence in problem["message"]
     assert str(path) in problem["message"]

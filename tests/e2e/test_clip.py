@@ -3,14 +3,15 @@
 import json
 import signal
 import time
+from itertools import pairwise
 
 import cv2
 import jsonschema
 import pytest
 from harness import CLIP, DEVICE, Subscriber, config_text
+from msgspec.json import schema
 
 from agent.contract.payloads import CameraStatus, Gap, Result, Status, Telemetry
-from msgspec.json import schema
 
 
 def frames_of(path):
@@ -26,9 +27,11 @@ def test_every_frame_gives_one_result(broker, subscriber, run_agent):
     count = frames_of(CLIP)
     results = subscriber.wait_results(count, timeout_s=90)
     ended = subscriber.wait(
-        lambda: (status := subscriber.last("camera/door/status"))
-        and status["state"] == "offline"
-        and status
+        lambda: (
+            (status := subscriber.last("camera/door/status"))
+            and status["state"] == "offline"
+            and status
+        )
     )
     assert "end" in ended["reason"]
     assert [r["frame_id"] for r in results] == list(range(1, count + 1))
@@ -127,7 +130,7 @@ def test_publish_policy(broker, subscriber, run_agent, policy, is_smaller):
     assert (len(results) < count) == is_smaller
     if is_smaller:
         found = [sorted(d["class_id"] for d in r["detections"]) for r in results]
-        assert all(a != b for a, b in zip(found, found[1:], strict=False))
+        assert all(a != b for a, b in pairwise(found))
 
 
 def test_real_time_clip_keeps_its_rate(broker, subscriber, run_agent):
@@ -136,5 +139,5 @@ def test_real_time_clip_keeps_its_rate(broker, subscriber, run_agent):
     span = results[20]["captured_at"] - results[0]["captured_at"]
     frames = results[20]["frame_id"] - results[0]["frame_id"]
     assert frames / span == pytest.approx(10, rel=0.15)
-    for before, after in zip(results, results[1:], strict=False):
+    for before, after in pairwise(results):
         assert after["frame_id"] - before["frame_id"] == after["dropped"] + 1

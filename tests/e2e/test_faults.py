@@ -9,7 +9,9 @@ from harness import Subscriber, config_text
 
 
 def results_after(subscriber, moment):
-    return [m for m in list(subscriber.messages) if m.topic.endswith("/detections") and m.at > moment]
+    return [
+        m for m in list(subscriber.messages) if m.topic.endswith("/detections") and m.at > moment
+    ]
 
 
 @pytest.mark.parametrize(
@@ -23,8 +25,7 @@ def test_worker_is_replaced(broker, subscriber, run_agent, fault, within_s):
     moment = time.time()
     # What was on its way at the moment of the fault still arrives; a new worker is another pid.
     fresh = subscriber.wait(
-        lambda: agent.process.poll() is None
-        and [m for m in results_after(subscriber, moment + 0.5)],
+        lambda: agent.process.poll() is None and results_after(subscriber, moment + 0.5),
         timeout_s=30,
     )
     assert fresh[0].at - moment < within_s

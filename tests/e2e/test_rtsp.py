@@ -2,8 +2,8 @@
 
 import socket
 import subprocess
-
 import time
+from itertools import pairwise
 
 import pytest
 from harness import CLIP, PROJECT, config_text
@@ -69,9 +69,7 @@ def test_stream_lost_and_found(broker, subscriber, run_agent, start_server):
     assert state(subscriber) == "online"
     assert agent.process.poll() is None
     ids = [r["frame_id"] for r in subscriber.results()]
-    assert all(a < b for a, b in zip(ids, ids[1:], strict=False))
+    assert all(a < b for a, b in pairwise(ids))
     everything = agent.log + "".join(str(m.payload) for m in subscriber.messages)
     assert "s3cret" not in everything
     assert "viewer:***@" in everything or "***@" in everything
-
-

@@ -1,4 +1,4 @@
-"""The reference detections of the zoo, through the running daemon: pictures in a folder as camera."""
+"""The zoo's reference detections through the running daemon: a folder of pictures as camera."""
 
 import json
 import shutil

@@ -1,0 +1,263 @@
+"""The supervisor with scripted workers and a clock of its own: death, silence, hang, back-off."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from agent.config import CameraConfig, ModelConfig
+from agent.contract.payloads import ModelIdentity
+from agent.daemon import supervisor as module
+from agent.daemon.supervisor import Supervisor
+from agent.link import (
+    Beat,
+    CameraCounts,
+    Failed,
+    Ready,
+    ResultOut,
+    Start,
+    receive_to_worker,
+    send,
+)
+
+READY = Ready(
+    model=ModelIdentity(name="m", version=None, sha256="0" * 64),
+    task="detection",
+    accelerator="cpu",
+    runtime="fake",
+    reason=None,
+    notes=(),
+)
+
+
+class Heard:
+    """A listener that keeps everything."""
+
+    def __init__(self):
+        self.results, self.downs, self.readies, self.beats = [], [], [], []
+
+    def on_result(self, result):
+        self.results.append(result)
+
+    def on_ready(self, ready):
+        self.readies.append(ready)
+
+    def on_camera(self, change):
+        raise AssertionError(change)
+
+    def on_beat(self, beat):
+        self.beats.append(beat)
+
+    def on_down(self, code, reason):
+        self.downs.append((code, reason))
+
+
+class Rig:
+    """A supervisor whose workers are `sleep` processes; the test speaks in their place."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.heard = Heard()
+        self.starts = []
+        self.theirs = None
+        self.processes = []
+        self.supervisor = Supervisor(
+            make_start=self._make_start,
+            listener=self.heard,
+            spawn=self._spawn,
+            clock=lambda: self.now,
+        )
+
+    def _make_start(self, resume):
+        self.starts.append(resume)
+        return Start(
+            device="d", boot_id="b", model=ModelConfig(), cameras=(CameraConfig(),), resume=resume
+        )
+
+    def _spawn(self, worker_end):
+        if self.theirs is not None:
+            self.theirs.close()
+        self.theirs = worker_end.dup()
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        self.processes.append(process)
+        return process
+
+    def start(self):
+        self.supervisor.start()
+        assert isinstance(receive_to_worker(self.theirs), Start)
+
+    def say(self, *messages):
+        for message in messages:
+            send(self.theirs, message)
+        self.supervisor.receive()
+
+    def die(self, number=signal.SIGKILL):
+        self.processes[-1].send_signal(number)
+        self.processes[-1].wait()
+        self.theirs.close()
+        self.supervisor.receive()
+
+    def next_worker(self):
+        """Let time pass until the next worker starts; return how long that took."""
+        waited = 0.0
+        count = len(self.starts)
+        while len(self.starts) == count:
+            due = self.supervisor.check()
+            if len(self.starts) == count:
+                self.now += due
+                waited += due
+        receive_to_worker(self.theirs)
+        return waited
+
+
+@pytest.fixture
+def rig():
+    one = Rig()
+    yield one
+    for process in one.processes:
+        process.kill()
+        process.wait()
+    if one.supervisor.link is not None:
+        one.supervisor.link.close()
+    one.theirs.close()
+
+
+def result(seq, frame_id):
+    return ResultOut(camera="a", seq=seq, frame_id=frame_id, payload=b"{}")
+
+
+def beat(last_frame_id=0, **ages):
+    counts = CameraCounts(captured=9, dropped=0, processed=9, last_frame_id=last_frame_id)
+    return Beat(stage_age_s=ages, cameras={"a": counts})
+
+
+def test_results_before_death_are_kept_and_the_next_goes_on_behind_them(rig):
+    rig.start()
+    send(rig.theirs, READY)
+    for seq in (1, 2, 3):
+        send(rig.theirs, result(seq, 10 * seq))
+    rig.die()
+    assert [r.seq for r in rig.heard.results] == [1, 2, 3]
+    assert rig.heard.downs == [("worker", "worker died of SIGKILL")]
+    assert rig.next_worker() == 0.0, "the first restart is immediate"
+    resume = rig.starts[-1]["a"]
+    assert (resume.next_seq, resume.next_frame_id) == (4, 31)
+    assert rig.supervisor.restarts == 1
+
+
+def test_unpublished_frames_are_not_looked_at_again(rig):
+    rig.start()
+    rig.say(READY, result(1, 5), beat(last_frame_id=17))
+    rig.die()
+    rig.next_worker()
+    assert rig.starts[-1]["a"].next_frame_id == 18
+
+
+def test_back_off_grows_is_bounded_and_a_stable_run_resets_it(rig):
+    rig.start()
+    waits = []
+    for _ in range(14):
+        rig.die()
+        waits.append(rig.next_worker())
+    assert waits[0] == 0.0
+    assert 0.3 < waits[1] < 0.7
+    assert waits[1] < waits[3] < waits[6]
+    assert max(waits) <= module.BACKOFF_MOST_S * 1.25
+    rig.say(READY)
+    for _ in range(8):
+        rig.now += 2
+        rig.say(beat())
+        rig.supervisor.check()
+    rig.die()
+    assert rig.next_worker() == 0.0
+
+
+def test_a_frame_that_kills_is_stepped_over(rig):
+    rig.start()
+    rig.say(READY, result(1, 5))
+    expected = [6, 6, 7, 8]
+    for next_frame_id in expected:
+        rig.die()
+        rig.next_worker()
+        assert rig.starts[-1]["a"].next_frame_id == next_frame_id
+
+
+def test_silence_is_a_hang(rig):
+    rig.start()
+    rig.say(READY)
+    rig.now += module.SILENT_S - 0.1
+    rig.supervisor.check()
+    assert rig.heard.downs == []
+    rig.now += 0.2
+    rig.supervisor.check()
+    assert "was silent" in rig.heard.downs[0][1]
+    assert rig.processes[-1].poll() == -signal.SIGKILL
+
+
+def test_a_slow_start_is_given_time_but_not_for_ever(rig):
+    rig.start()
+    rig.say(beat())
+    rig.now += module.START_WITHIN_S - 1
+    rig.say(beat())
+    rig.supervisor.check()
+    assert rig.heard.downs == []
+    rig.now += 2
+    rig.supervisor.check()
+    assert "did not become ready" in rig.heard.downs[0][1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "age_s", "is_stuck"),
+    [
+        ("inference", 9.0, False),
+        ("inference", 11.0, True),
+        ("capture.a", 11.0, False),
+        ("capture.a", 26.0, True),
+    ],
+)
+def test_a_stage_that_stops_ticking(rig, stage, age_s, is_stuck):
+    rig.start()
+    rig.say(READY, beat(**{stage: age_s}))
+    assert bool(rig.heard.downs) == is_stuck
+    if is_stuck:
+        assert stage in rig.heard.downs[0][1]
+        assert rig.processes[-1].poll() is not None
+
+
+def test_last_words_are_the_reason(rig):
+    rig.start()
+    send(rig.theirs, Failed(code="model", reason="x.tflite: is empty"))
+    rig.die(signal.SIGTERM)
+    assert rig.heard.downs == [("model", "x.tflite: is empty")]
+
+
+def test_a_crash_while_loading_points_at_the_model(rig):
+    rig.start()
+    rig.die(signal.SIGSEGV)
+    assert rig.heard.downs[0][0] == "model"
+    assert "SIGSEGV" in rig.heard.downs[0][1]
+    rig.next_worker()
+    rig.say(READY)
+    rig.die(signal.SIGSEGV)
+    assert rig.heard.downs[1] == ("worker", "worker died of SIGSEGV")
+
+
+def test_garbage_on_the_link_costs_the_worker_not_the_daemon(rig):
+    rig.start()
+    rig.theirs.send(b"\xc1 not a message")
+    rig.supervisor.receive()
+    assert "link to the worker broke" in rig.heard.downs[0][1]
+    rig.next_worker()
+    rig.say(READY)
+    assert rig.supervisor.state == "running"
+
+
+def test_stop_takes_the_last_results(rig):
+    rig.start()
+    send(rig.theirs, READY)
+    send(rig.theirs, result(1, 1))
+    rig.theirs.shutdown(1)  # its last word is said
+    rig.supervisor.stop(within_s=1.0)
+    assert [r.seq for r in rig.heard.results] == [1]
+    assert rig.processes[-1].poll() is not None

@@ -1,0 +1,211 @@
+"""Decoders against slow, plain references."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.vision.heads import nms, top_scores
+from agent.vision.heads.classify import decode_scores
+from agent.vision.heads.ssd import decode_ssd
+from agent.vision.heads.yolo import decode_yolov5, decode_yolov8
+
+
+def iou(a, b):
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (both - width * height) if both > width * height else 0.0
+
+
+def plain_nms(boxes, classes, limit, threshold):
+    kept = []
+    for i in range(len(boxes)):
+        if len(kept) == limit:
+            break
+        if all(classes[i] != classes[j] or iou(boxes[i], boxes[j]) <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+def random_boxes(rng, count):
+    corner, size = rng.uniform(0, 0.8, (count, 2)), rng.uniform(0.05, 0.4, (count, 2))
+    return np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_nms_is_the_plain_loop(seed, count, limit):
+    rng = np.random.default_rng(seed)
+    boxes, classes = random_boxes(rng, count), rng.integers(0, 3, count)
+    assert nms(boxes, classes, iou_threshold=0.45, limit=limit) == plain_nms(
+        boxes.astype(np.float64), classes, limit, 0.45
+    )
+
+
+@given(st.lists(st.floats(0, 1, width=32), max_size=50), st.integers(1, 10))
+def test_top_scores_is_sorting(scores, limit):
+    array = np.array(scores, np.float32)
+    assert list(top_scores(array, limit)) == sorted(
+        range(len(scores)), key=lambda i: (-array[i], i)
+    )[:limit] or len(set(scores)) < len(scores)
+    assert sorted(-array[top_scores(array, limit)]) == sorted(-array)[:limit]
+
+
+def ssd_tensors(rows, count, size=10):
+    boxes = np.full((1, size, 4), np.nan, np.float32)
+    classes = np.full((1, size), 1e30, np.float32)
+    scores = np.full((1, size), np.nan, np.float32)
+    for i, (box, class_id, score) in enumerate(rows):
+        boxes[0, i], classes[0, i], scores[0, i] = box, class_id, score
+    return boxes, classes, scores, np.array([count], np.float32)
+
+
+def test_ssd_reads_count_first_and_turns_yxyx_round():
+    rows = [((0.1, 0.2, 0.3, 0.4), 2, 0.9), ((0, 0, 1, 1), 1, 0.6), ((0, 0, 1, 1), 0, 0.3)]
+    found = decode_ssd(
+        *ssd_tensors(rows, 3), thresholds=np.full(3, 0.5, np.float32), max_detections=10
+    )
+    assert found.class_ids.tolist() == [2, 1]
+    np.testing.assert_allclose(found.xyxy_norm[0], [0.2, 0.1, 0.4, 0.3])
+    assert found.scores.tolist() == pytest.approx([0.9, 0.6])
+
+
+@pytest.mark.parametrize("count", [0, -1, np.nan, np.inf, -np.inf, 1e30])
+def test_ssd_garbage_count_and_rows(count):
+    found = decode_ssd(
+        *ssd_tensors([], count), thresholds=np.full(3, 0.5, np.float32), max_detections=10
+    )
+    assert found.scores.size == 0
+
+
+def test_ssd_per_class_thresholds_and_limit():
+    rows = [((0, 0, 1, 1), i % 2, 0.9 - i / 100) for i in range(8)]
+    thresholds = np.array([0.5, 2.0], np.float32)
+    found = decode_ssd(*ssd_tensors(rows, 8), thresholds=thresholds, max_detections=3)
+    assert found.class_ids.tolist() == [0, 0, 0]
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def quantize(real, scale, zero_point, dtype):
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(real / scale) + zero_point, limits.min, limits.max).astype(dtype)
+
+
+def plain_yolov8(real, thresholds, iou_threshold, limit):
+    """Row by row, in float64, as the layout says."""
+    rows = []
+    for column in real.T.astype(np.float64):
+        class_id = int(np.argmax(column[4:]))
+        if column[4 + class_id] >= thresholds[class_id]:
+            x, y, w, h = column[:4]
+            rows.append(
+                (column[4 + class_id], class_id, [x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+            )
+    rows.sort(key=lambda row: -row[0])
+    kept = plain_nms([r[2] for r in rows], [r[1] for r in rows], limit, iou_threshold)
+    return [rows[i] for i in kept]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero_point"),
+    [(np.int8, 1 / 255, -128), (np.uint8, 1 / 255, 0), (np.float32, 0.0, 0)],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_yolov8_is_the_plain_decoder(dtype, scale, zero_point, seed):
+    rng = np.random.default_rng(seed)
+    raw = rng.uniform(0, 1, (4 + 7, 200)).astype(np.float32)
+    raw[4:] **= 4  # most scores low, as a network's
+    stored = raw if dtype == np.float32 else quantize(raw, scale, zero_point, dtype)
+    real = stored if dtype == np.float32 else (stored.astype(np.float64) - zero_point) * scale
+    thresholds = np.array([0.5, 0.6, 0.7, 0.4, 0.5, 0.5, 2.0], np.float32)
+    found = decode_yolov8(
+        stored,
+        scale=scale,
+        zero_point=zero_point,
+        box_unit=(1.0, 1.0),
+        thresholds=thresholds,
+        iou_threshold=0.45,
+        max_detections=30,
+    )
+    plain = plain_yolov8(np.asarray(real), thresholds.astype(np.float64) - 1e-7, 0.45, 30)
+    np.testing.assert_allclose(found.scores, [row[0] for row in plain], atol=1e-6)
+    # Ties in score may come in any order, so boxes are compared as sets of their scores' groups.
+    assert sorted(found.class_ids.tolist()) == sorted(row[1] for row in plain)
+    mine = sorted(map(tuple, np.round(found.xyxy_norm, 4).tolist()))
+    reference = sorted(map(tuple, np.round([row[2] for row in plain], 4).tolist()))
+    np.testing.assert_allclose(mine, reference, atol=2e-4)
+
+
+def test_yolov5_multiplies_objectness_and_takes_pixels():
+    raw = np.zeros((50, 5 + 3), np.float32)
+    raw[7] = [320, 160, 64, 32, 0.9, 0.1, 0.8, 0.2]
+    raw[9] = [100, 100, 10, 10, 0.4, 0.9, 0.0, 0.0]  # 0.36: below the threshold
+    found = decode_yolov5(
+        raw,
+        scale=0.0,
+        zero_point=0,
+        box_unit=(640.0, 320.0),
+        thresholds=np.full(3, 0.5, np.float32),
+        iou_threshold=0.45,
+        max_detections=10,
+    )
+    assert found.class_ids.tolist() == [1]
+    assert found.scores.tolist() == pytest.approx([0.72])
+    np.testing.assert_allclose(found.xyxy_norm[0], [0.45, 0.45, 0.55, 0.55], atol=1e-6)
+
+
+@pytest.mark.parametrize("decode", [decode_yolov8, decode_yolov5])
+def test_yolo_survives_nan_and_nothing(decode):
+    for fill in (np.nan, np.inf, 0.0):
+        array = np.full((9, 60) if decode is decode_yolov8 else (60, 9), fill, np.float32)
+        found = decode(
+            array,
+            scale=0.0,
+            zero_point=0,
+            box_unit=(1.0, 1.0),
+            thresholds=np.full(4 if decode is decode_yolov5 else 5, 0.5, np.float32),
+            iou_threshold=0.45,
+            max_detections=10,
+        )
+        assert found.scores.size == 0
+
+
+def test_exact_threshold_step_is_kept():
+    """A score that is stored exactly at the threshold passes; rounding must not lose it."""
+    stored = np.full((4 + 1, 8), -128, np.int8)
+    stored[4, 3] = 0  # (0 + 128) / 256 = 0.5
+    found = decode_yolov8(
+        stored,
+        scale=1 / 256,
+        zero_point=-128,
+        box_unit=(1.0, 1.0),
+        thresholds=np.array([0.5], np.float32),
+        iou_threshold=0.45,
+        max_detections=10,
+    )
+    assert found.scores.tolist() == [0.5]
+
+
+def test_classes_quantized_logits_and_threshold():
+    stored = np.array([[0, 64, 255, 128]], np.uint8)
+    found = decode_scores(
+        stored,
+        scale=1 / 256,
+        zero_point=0,
+        are_logits=False,
+        thresholds=np.full(4, 0.4, np.float32),
+        top_k=3,
+    )
+    assert found.class_ids.tolist() == [2, 3]
+    logits = np.array([1.0, 3.0, np.nan], np.float32)
+    soft = decode_scores(
+        logits,
+        scale=0.0,
+        zero_point=0,
+        are_logits=True,
+        thresholds=np.zeros(3, np.float32),
+        top_k=3,
+    )
+    assert soft.class_ids[0] == 1
+    assert float(soft.scores.sum()) == pytest.approx(1.0)
