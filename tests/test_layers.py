@@ -17,7 +17,8 @@ LAYERS = [
     ["agent.link"],
     ["agent.sensors"],
     ["agent.vision", "agent.daemon"],
-    ["agent.doctor", "agent.demo", "agent.bench"],
+    ["agent.doctor", "agent.demo"],
+    ["agent.bench"],  # plays with the demo's broker
     ["agent.cli"],
     ["agent.__main__"],
 ]

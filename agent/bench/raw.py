@@ -12,10 +12,10 @@ import sys
 import time
 
 import cv2
-import numpy as np
 
 from agent.config import CameraConfig, ModelConfig
 from agent.vision.cameras import EndOfStream, open_camera
+from agent.vision.engines import Tensor
 from agent.vision.model import Model, load_model
 from agent.vision.preprocess import preprocess
 
@@ -48,7 +48,7 @@ def measure(model_path: str, clip: str, seconds: float, threads: int) -> dict[st
     }
 
 
-def _tensors(model: Model, clip: str) -> list[np.ndarray]:  # type: ignore[type-arg]
+def _tensors(model: Model, clip: str) -> list[Tensor]:
     camera = open_camera(CameraConfig(source=clip, loop=True))
     tensors = []
     for _ in range(TENSORS):
@@ -61,7 +61,7 @@ def _tensors(model: Model, clip: str) -> list[np.ndarray]:  # type: ignore[type-
     return tensors
 
 
-def _cpu_ms(model: Model, clip: str, tensors: list[np.ndarray]) -> tuple[float, float]:  # type: ignore[type-arg]
+def _cpu_ms(model: Model, clip: str, tensors: list[Tensor]) -> tuple[float, float]:
     """Return process CPU ms per frame of decoding alone and of invoking alone."""
     camera = open_camera(CameraConfig(source=clip))
     buffer = camera.read(None)
