@@ -13,6 +13,7 @@ import hashlib
 import math
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -282,7 +283,7 @@ def _allowed(schema: dict[str, Any]) -> str:
         return " or ".join(_allowed(part) for part in schema["anyOf"])
     if "enum" in schema:
         return "one of " + ", ".join(_shown(choice) for choice in schema["enum"])
-    words = {
+    words: dict[str, Callable[[], str]] = {
         "integer": lambda: "a whole number" + _range(schema),
         "number": lambda: "a number" + _range(schema),
         "string": lambda: _text(schema),

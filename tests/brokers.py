@@ -61,14 +61,12 @@ class RunningBroker:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
         deadline = time.monotonic() + STARTS_WITHIN_S
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return self
+        while not is_listening(self.port):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RuntimeError(f"the broker did not start: {self.log.read_text()}")
             time.sleep(0.01)
+        return self
 
     def stop(self) -> None:
         """End the process; may be called again."""
@@ -81,6 +79,12 @@ class RunningBroker:
             self.process.kill()
             self.process.wait()
         self.process = None
+
+
+def is_listening(port: int) -> bool:
+    """Return whether something accepts connections on a loopback port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:
@@ -102,14 +106,13 @@ def mosquitto(
     if MOSQUITTO is None:
         raise RuntimeError("mosquitto is not installed (Debian: apt-get install mosquitto)")
     port = port or free_port()
-    config = [f"listener {port} 127.0.0.1"]
+    # Started by root, mosquitto would become a user who cannot read the test's own folder.
+    config = ["user root", f"listener {port} 127.0.0.1"]
     if tls is not None:
         config += [f"cafile {tls.ca}", f"certfile {tls.server}", f"keyfile {tls.server_key}"]
     config += ["persistence false", "log_type all", *_authentication(folder, users), *lines]
     path = folder / f"mosquitto-{port}.conf"
     path.write_text("\n".join(config) + "\n", encoding="utf-8")
-    # Without a user of its own in a container, mosquitto would drop to one who cannot read this.
-    path.write_text(f"user root\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
     command = [MOSQUITTO, "-c", str(path)]
     return RunningBroker(command=command, port=port, log=folder / f"mosquitto-{port}.log")
 

@@ -146,7 +146,8 @@ def _quantized_table(
     limits = np.iinfo(spec.dtype)
     pixels = np.arange(256, dtype=np.float64)[:, None]
     stored = np.rint((pixels - mean) / std / spec.scale) + spec.zero_point
-    return np.clip(stored, limits.min, limits.max).astype(spec.dtype)[None]
+    clipped: npt.NDArray[Any] = np.clip(stored, limits.min, limits.max).astype(spec.dtype)
+    return clipped[None]
 
 
 def preprocess(pixels: U8Image, plan: InputPlan, tensor: Tensor) -> Transform:

@@ -1,0 +1,364 @@
+"""One connection to the broker, from CONNECT to its loss: the only room that knows paho.
+
+paho is used without its thread, its reconnecting and its queue: this room reads and writes
+when the link's loop tells it to, and whoever delivers owns what must be sent again. Callbacks
+do nothing but note what happened; the loop acts on the notes afterwards, so no exception of
+ours can end inside paho. Everything here belongs to the link's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import selectors
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Concatenate, Literal, ParamSpec
+
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from agent.config import MqttConfig
+from agent.daemon.mqtt_dial import Address, Patience, Wire, read_password
+from agent.daemon.mqtt_tls import explain_tls
+from agent.daemon.mqtt_words import (
+    PROTOCOL_ERROR,
+    UNSUPPORTED_PROTOCOL,
+    explain_connack,
+    explain_disconnect,
+)
+from agent.errors import BrokerError
+
+logger = logging.getLogger(__name__)
+
+Protocol = Literal["5", "3.1.1"]
+P = ParamSpec("P")
+
+KEEPALIVE_S = 30
+# paho's keepalive counts in whole seconds, so asking it more often finds nothing new.
+MISC_EVERY_S = 1.0
+# mosquitto.conf(5) max_inflight_messages and paho's own window: 20 by default.
+MAX_IN_FLIGHT = 20
+OFFLINE, ONLINE = b"offline", b"online"
+
+
+class ConnectionLostError(BrokerError):
+    """The connection is gone; `by_peer` when the other side ended it."""
+
+    def __init__(self, message: str, *, by_peer: bool = False, code: int = 0) -> None:
+        super().__init__(message)
+        self.by_peer = by_peer
+        self.code = code
+
+
+class ProtocolRefusedError(BrokerError):
+    """The broker does not speak this version: it said so, or hung up without a word."""
+
+
+class Doorbell:
+    """Wakes the loop from any thread; ringing twice before it is answered costs nothing."""
+
+    def __init__(self) -> None:
+        self._hear, self._push = socket.socketpair()
+        self._hear.setblocking(False)
+        self._push.setblocking(False)
+        self._rung = False
+
+    def ring(self) -> None:
+        """Wake the loop; harmless after `close`."""
+        if not self._rung:
+            self._rung = True
+            try:
+                self._push.send(b"!")
+            except OSError:
+                # Closed: nobody listens any more. Full: it is already rung.
+                return
+
+    def answer(self) -> None:
+        """Take the ring away; whatever was queued before it must be looked at afterwards."""
+        with contextlib.suppress(BlockingIOError):
+            self._hear.recv(64)
+        self._rung = False
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._hear.fileno()
+
+    def close(self) -> None:
+        """Let go of both ends."""
+        self._hear.close()
+        self._push.close()
+
+
+class _Client(mqtt.Client):
+    """paho on a socket that is already connected; it has no public way to be given one."""
+
+    def __init__(self, wire: Wire, *, client_id: str, protocol: Protocol) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=mqtt.MQTTv5 if protocol == "5" else mqtt.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        self._wire = wire
+        # Our window is the only one: with a limit of its own paho searches its queue on each
+        # acknowledgement.
+        self.max_inflight_messages = 0
+
+    def _create_socket(self) -> Wire:
+        return self._wire
+
+
+def _guarded(
+    callback: Callable[Concatenate[Session, P], None],
+) -> Callable[Concatenate[Session, P], None]:
+    """Keep an exception out of paho: note it, for the loop to build a new connection."""
+
+    @functools.wraps(callback)
+    def guarded(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            callback(session, *args, **kwargs)
+        except Exception as error:  # paho would end in an undefined state
+            session.failed = error
+
+    return guarded
+
+
+class Session:
+    """A connection in use. Call order: `open`; `publish` and `turn`; `goodbye`; `close`.
+
+    `answers` fills with (message id, reason code) as the broker acknowledges, or, for QoS 0,
+    as messages are written; the loop empties it after each `publish` and `turn`.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        address: Address,
+        settings: MqttConfig,
+        doorbell: Doorbell,
+        *,
+        client_id: str,
+        protocol: Protocol,
+        availability_topic: str | None,
+    ) -> None:
+        self.protocol: Protocol = protocol
+        self.max_packet: int | None = None
+        self.receive_maximum: int | None = None
+        self.answers: deque[tuple[int, int]] = deque()
+        self.failed: Exception | None = None
+        self._wire = wire
+        self._address = address
+        self._settings = settings
+        self._doorbell = doorbell
+        self._connack: int | None = None
+        # reason codes of a DISCONNECT: the broker's, or the one paho gives for its own
+        self._disconnect: int | None = None
+        self._gave_up: int | None = None
+        self._misc_at = 0.0
+        self._writing = False
+        self._client = client = _Client(wire, client_id=client_id, protocol=protocol)
+        client.on_connect = self._on_connect
+        client.on_publish = self._on_publish
+        client.on_disconnect = self._on_disconnect
+        if settings.username:
+            client.username_pw_set(settings.username, read_password(settings.password_file))
+        if availability_topic is not None:
+            client.will_set(availability_topic, OFFLINE, qos=1, retain=True)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(wire, selectors.EVENT_READ)
+        self._selector.register(doorbell, selectors.EVENT_READ)
+
+    @property
+    def alive(self) -> bool:
+        """Return whether paho still holds the socket."""
+        return self._client.socket() is not None
+
+    def open(self, patience: Patience) -> None:
+        """Send CONNECT and wait for an accepted CONNACK.
+
+        Raises:
+            ProtocolRefusedError: another protocol version may work.
+            BrokerError: anything else, as a sentence.
+        """
+        self._client.connect(self._address.host, self._address.port, keepalive=KEEPALIVE_S)
+        try:
+            while self._connack is None:
+                self.turn(patience.slice_s())
+        except TimeoutError as error:
+            raise BrokerError(
+                f"{self._address} took the connection but did not answer CONNECT within "
+                f"{patience.timeout_s:g} s; is it an MQTT broker?"
+            ) from error
+        except ConnectionLostError as lost:
+            if self._connack is None and lost.by_peer and not lost.code:
+                raise ProtocolRefusedError(self._explain_silence(lost)) from lost
+            if self._connack is None:
+                raise
+        if self._connack == UNSUPPORTED_PROTOCOL:
+            raise ProtocolRefusedError(f"{self._address} does not speak MQTT {self.protocol}")
+        if self._connack:
+            raise BrokerError(explain_connack(self._connack, str(self._address), self._settings))
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool) -> int:
+        """Write a message, or queue it where the socket is full; return its message id.
+
+        Raises:
+            ValueError: MQTT does not allow this topic or payload.
+        """
+        return self._client.publish(topic, payload, qos=qos, retain=retain).mid
+
+    def turn(self, timeout_s: float) -> None:
+        """Wait for the socket or the doorbell, then read and write what can be.
+
+        Raises:
+            ConnectionLostError: the connection is gone.
+        """
+        if self.alive:
+            self._watch_writes()
+            for key, mask in self._selector.select(0 if self.answers else timeout_s):
+                if key.fileobj is self._doorbell:
+                    self._doorbell.answer()
+                    continue
+                if mask & selectors.EVENT_WRITE:
+                    self._client.loop_write()
+                if mask & selectors.EVENT_READ:
+                    self._read()
+            now = time.monotonic()
+            if now - self._misc_at >= MISC_EVERY_S:
+                self._misc_at = now
+                self._client.loop_misc()
+        if self.failed is not None:
+            raise self.failed
+        if not self.alive:
+            raise self._lost()
+
+    def goodbye(self, patience: Patience) -> None:
+        """Send DISCONNECT, so that the broker throws the last will away."""
+        self._client.disconnect()
+        try:
+            while self.alive:
+                self.turn(patience.slice_s())
+        except (ConnectionLostError, TimeoutError):
+            return
+
+    def close(self) -> None:
+        """Let go of the socket; without `goodbye` the broker then speaks the last will."""
+        self._selector.close()
+        self._wire.close()
+
+    def _read(self) -> None:
+        more = True
+        while more and self.alive:
+            more = self._wire.fill()
+            # paho looks at the end of the connection only by reading once more.
+            while self.alive and (self._wire.buffered or self._wire.ended):
+                self._client.loop_read()
+
+    def _watch_writes(self) -> None:
+        wanted = self._client.want_write()
+        if wanted != self._writing:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+            self._selector.modify(self._wire, events)
+            self._writing = wanted
+
+    def _lost(self) -> ConnectionLostError:
+        where, error = str(self._address), self._wire.error
+        if self._disconnect is not None:
+            words = explain_disconnect(self._disconnect, where)
+            return ConnectionLostError(words, by_peer=True, code=self._disconnect)
+        if isinstance(error, ssl.SSLError):
+            return ConnectionLostError(explain_tls(error, where, self._settings), code=-1)
+        if isinstance(error, TimeoutError):
+            return ConnectionLostError(f"{where} no longer answers")
+        if error is not None:
+            return ConnectionLostError(
+                f"connection to {where} lost: {error.strerror}", by_peer=True
+            )
+        if self._wire.ended:
+            return ConnectionLostError(f"{where} closed the connection", by_peer=True)
+        if self._gave_up == PROTOCOL_ERROR:
+            return ConnectionLostError(f"{where} sent something that is not MQTT", by_peer=True)
+        return ConnectionLostError(f"{where} no longer answers")
+
+    def _explain_silence(self, lost: ConnectionLostError) -> str:
+        if self._address.tls and not self._settings.cert_file:
+            return (
+                f"{self._address} closed the connection after TLS without an answer; it may "
+                "demand a client certificate (mqtt.cert_file, mqtt.key_file)"
+            )
+        hint = "" if self._address.tls else "; if this port wants TLS, write mqtts:// in mqtt.url"
+        return f"{lost} without answering CONNECT{hint}"
+
+    @_guarded
+    def _on_connect(
+        self,
+        _client: mqtt.Client,
+        _userdata: object,
+        _flags: mqtt.ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        self._connack = reason.value
+        if self.protocol == "5":
+            self.max_packet = getattr(properties, "MaximumPacketSize", None)
+            # MQTT 5, 3.2.2.3.3: absent means 65,535.
+            self.receive_maximum = getattr(properties, "ReceiveMaximum", 65_535)
+
+    @_guarded
+    def _on_publish(
+        self,
+        _client: mqtt.Client,
+        _userdata: object,
+        mid: int,
+        reason: ReasonCode,
+        _properties: Properties,
+    ) -> None:
+        self.answers.append((mid, reason.value))
+
+    @_guarded
+    def _on_disconnect(
+        self,
+        _client: mqtt.Client,
+        _userdata: object,
+        flags: mqtt.DisconnectFlags,
+        reason: ReasonCode | None,
+        _properties: Properties | None,
+    ) -> None:
+        if flags.is_disconnect_packet_from_server and reason is not None:
+            self._disconnect = reason.value
+        elif reason is not None:
+            self._gave_up = reason.value
+
+
+def _accept_every_puback_reason() -> None:
+    """Teach paho that a PUBACK may carry any failure code.
+
+    Its table allows only the codes MQTT 5, 3.4.2.1 lists, and it drops the connection over
+    another one; mosquitto 2.0 answers 0x95 (packet too large) to a message over its
+    message_size_limit (src/handle__publish.c), which would then be sent again for ever.
+    """
+    # Before 2.2 the table belongs to each instance; there the rule for hang-ups has to do.
+    if not hasattr(ReasonCode, "names"):
+        return
+    ReasonCode.names = {
+        code: names
+        if code < 0x80 or any(PacketTypes.PUBACK in packets for packets in names.values())
+        else _with_puback(names)
+        for code, names in ReasonCode.names.items()
+    }
+
+
+def _with_puback(names: dict[str, list[int]]) -> dict[str, list[int]]:
+    first, *others = names.items()
+    return {first[0]: [*first[1], PacketTypes.PUBACK], **dict(others)}
+
+
+_accept_every_puback_reason()

@@ -1,0 +1,72 @@
+"""A real broker, a second client that watches it, and links that are always stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from brokers import RunningBroker, mosquitto
+from watching import FAST, Watcher, gap_record
+
+from agent.config import MqttConfig
+from agent.daemon.mqtt import MqttLink, Timing
+from agent.daemon.outbox import Outbox
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[RunningBroker]:
+    running = mosquitto(tmp_path, "max_queued_messages 0").start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def start_broker(tmp_path: Path) -> Iterator[Callable[[RunningBroker], RunningBroker]]:
+    started: list[RunningBroker] = []
+
+    def start(broker: RunningBroker) -> RunningBroker:
+        started.append(broker)
+        return broker.start()
+
+    yield start
+    for broker in started:
+        broker.stop()
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[[int], Watcher]]:
+    open_ones: list[Watcher] = []
+
+    def start(port: int) -> Watcher:
+        open_ones.append(Watcher(port).open())
+        return open_ones[-1]
+
+    yield start
+    for watcher in open_ones:
+        watcher.close()
+
+
+@pytest.fixture
+def make_link() -> Iterator[Callable[..., MqttLink]]:
+    links: list[MqttLink] = []
+
+    def make(
+        port: int, *, host: str = "127.0.0.1", scheme: str = "mqtt", max_bytes: int = 1 << 24,
+        timing: Timing = FAST, settings: dict[str, object] | None = None, **arguments: object,
+    ) -> MqttLink:  # fmt: skip
+        link = MqttLink(
+            MqttConfig(url=f"{scheme}://{host}:{port}", **(settings or {})),  # type: ignore[arg-type]
+            client_id="edge-agent-test",
+            availability_topic="edge/d/availability",
+            outbox=Outbox(max_bytes),
+            timing=timing,
+            **{"gap_record": gap_record, **arguments},  # type: ignore[arg-type]
+        )
+        link.start()
+        links.append(link)
+        return link
+
+    yield make
+    for link in links:
+        link.stop(0.2)
