@@ -46,7 +46,10 @@ def main() -> None:
         sys.exit(f"port {given.port} is taken")
     loop = GLib.MainLoop()
     GLib.io_add_watch(
-        GLib.IOChannel.unix_new(0), GLib.PRIORITY_DEFAULT, GLib.IOCondition.HUP, loop.quit
+        GLib.IOChannel.unix_new(0),
+        GLib.PRIORITY_DEFAULT,
+        GLib.IOCondition.HUP,
+        lambda *_: loop.quit(),
     )
     print("ready", server.get_bound_port(), flush=True)
     loop.run()

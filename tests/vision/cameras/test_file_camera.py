@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import http.server
 import itertools
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -135,6 +136,9 @@ def test_sentences(tmp_path: Path, clip: Path) -> None:
         open_file("synthetc")
     with pytest.raises(CameraError, match='"ftp://joe:\\*\\*\\*@x/a": unknown; allowed'):
         open_file("ftp://joe:pw@x/a")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(CameraError, match="not a regular file"):
+        open_file(tmp_path / "pipe.mp4")
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(CameraError, match="it is empty"):
         open_file(tmp_path / "empty.mp4")

@@ -57,8 +57,8 @@ class MappedArray:
     def __exit__(
         self,
         kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
+        error: object,
+        traceback: object,
     ) -> None:
         assert self.array is not None
         self.array[:] = 255
