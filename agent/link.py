@@ -49,6 +49,7 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     accelerator: str
     runtime: str
     reason: str | None
+    first_invoke_s: float
     notes: tuple[str, ...]
 
 

@@ -46,7 +46,7 @@ def run_session(
     arrivals: list[tuple[float, bytes]] = []
     client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.on_message = lambda _client, _data, message: arrivals.append(
-        (time.time(), message.payload)
+        (time.time(), bytes(message.payload))
     )
     client.connect(HOST, broker.port)
     client.subscribe("edge/bench/camera/clip/detections", qos=1)

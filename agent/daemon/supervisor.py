@@ -47,6 +47,8 @@ SILENT_S = 5.0
 # Every stage waits at most half a second before it ticks; more than this is native code that
 # hangs. Cameras get longer: opening a network stream may rightly take several seconds.
 STAGE_STUCK_S = 10.0
+# Big models on small boards take seconds; hung is what takes this many first invokes and more.
+INVOKES_STUCK = 20
 CAPTURE_STUCK_S = 25.0
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 60.0
@@ -121,6 +123,7 @@ class Supervisor:
     _run: _Run | None = None
     _restart_at: float = 0.0
     _failures: int = 0
+    _stuck_s: float = STAGE_STUCK_S
     _deaths_without_result: int = 0
     _progress: dict[str, _Progress] = field(default_factory=dict)
 
@@ -200,6 +203,7 @@ class Supervisor:
                 self._check_stages(message)
             case Ready():
                 self.state = "running"
+                self._stuck_s = max(STAGE_STUCK_S, INVOKES_STUCK * message.first_invoke_s)
                 self.listener.on_ready(message)
             case CameraChange():
                 self.listener.on_camera(message)
@@ -208,7 +212,7 @@ class Supervisor:
 
     def _check_stages(self, beat: Beat) -> None:
         for stage, age_s in beat.stage_age_s.items():
-            limit = CAPTURE_STUCK_S if stage.startswith("capture.") else STAGE_STUCK_S
+            limit = CAPTURE_STUCK_S if stage.startswith("capture.") else self._stuck_s
             if age_s > limit:
                 self._down("worker", f"stage {stage} stuck for {age_s:.0f} s; worker replaced")
                 return

@@ -60,6 +60,7 @@ class Capture:
     def run(self) -> None:
         """Keep the camera open until told to stop."""
         failures = 0
+        said = ""
         while not self._stopping.is_set():
             self._tick()
             opened_at = time.monotonic()
@@ -69,11 +70,13 @@ class Capture:
             except CameraError as error:
                 reason = redact(str(error))
             if time.monotonic() - opened_at > STABLE_S:
-                failures = 0
+                failures, said = 0, ""
             delay = min(REOPEN_MOST_S, REOPEN_FIRST_S * 2**failures) * random.uniform(0.75, 1.25)
             failures = min(failures + 1, 10)
             self._report("offline", reason, None)
-            log.warning("camera lost camera=%s reason=%s", self.config.name, reason)
+            if reason != said:  # once, not at each attempt
+                log.warning("camera lost camera=%s reason=%s", self.config.name, reason)
+                said = reason
             self._sleep(delay)
 
     def _sleep(self, seconds: float) -> None:
@@ -107,6 +110,7 @@ class Capture:
                 last_frame_at = now
                 if not is_online:
                     is_online = True
+                    log.info("camera online camera=%s", self.config.name)
                     self._report("online", None, pixels)
                 if rate_hz and not camera.live:
                     # Files are held back to the rate; a clip that fell behind is not hurried.

@@ -43,7 +43,7 @@ from agent.vision.handoff import FrameBuffers, LatestSlot, U8Image
 from agent.vision.model import load_model
 from agent.vision.pipeline import CameraLane, Pipeline
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("agent.vision.worker")  # __name__ is __main__ here
 
 BEAT_EVERY_S = 0.5
 STOP_WITHIN_S = 3.0
@@ -120,6 +120,7 @@ class Worker:
                 accelerator=accelerator,
                 runtime=model.engine.runtime,
                 reason=model.engine.reason,
+                first_invoke_s=model.engine.first_invoke_s,
                 notes=model.notes,
             )
         )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from msgspec import structs
 
 from agent.config import CameraConfig, ModelConfig
 from agent.contract.payloads import ModelIdentity
@@ -27,6 +28,7 @@ READY = Ready(
     accelerator="cpu",
     runtime="fake",
     reason=None,
+    first_invoke_s=0.02,
     notes=(),
 )
 
@@ -223,6 +225,14 @@ def test_a_stage_that_stops_ticking(rig, stage, age_s, is_stuck):
     if is_stuck:
         assert stage in rig.heard.downs[0][1]
         assert rig.processes[-1].poll() is not None
+
+
+def test_a_slow_model_is_not_a_hung_one(rig):
+    rig.start()
+    rig.say(structs.replace(READY, first_invoke_s=3.0), beat(inference=40.0))
+    assert rig.heard.downs == []
+    rig.say(beat(inference=61.0))
+    assert "stage inference stuck" in rig.heard.downs[0][1]
 
 
 def test_last_words_are_the_reason(rig):

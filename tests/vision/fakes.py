@@ -68,6 +68,7 @@ class FakeEngine:
     runtime = "fake 1"
     accelerator = "cpu:fake"
     reason = None
+    first_invoke_s = 0.0
 
     def __init__(self, invoke_s: float = 0.0, gate: threading.Event | None = None) -> None:
         self.inputs = (_spec((1, 24, 32, 3), np.uint8),)

@@ -41,6 +41,7 @@ class Engine(Protocol):
     reason: str | None  # why that is not what was wanted
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    first_invoke_s: float  # the slowest there should be: it includes all preparation
 
     def load_input(self, tensor: Tensor) -> None:
         """Copy the prepared tensor in; the caller may reuse it at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ class InterpreterEngine:
         self.accelerator = accelerator
         self.reason = reason
         self.inputs = tuple(_spec(detail) for detail in interpreter.get_input_details())
+        started = time.monotonic()
         interpreter.invoke()  # outputs of custom operators have no shape before the first run
+        self.first_invoke_s = time.monotonic() - started
         self.outputs = tuple(_spec(detail) for detail in interpreter.get_output_details())
         self._input_index = self.inputs[0].index if self.inputs else -1
         self._output_indices = tuple(spec.index for spec in self.outputs)
