@@ -19,10 +19,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 
+import agent
 from agent.link import (
     Beat,
     CameraChange,
@@ -97,14 +99,18 @@ class _Run:
     results: int = 0
 
 
+# As `-m agent.vision.worker`, but this very package comes first on the path, and not the
+# current folder with whatever modules lie there.
+WORKER = "import sys; sys.path[0] = sys.argv.pop(1); from agent.vision.worker import main; main()"
 State = Literal["starting", "running", "backing_off"]
 
 
 def spawn_worker(worker_end: socket.socket) -> subprocess.Popen[bytes]:
     """Start a worker process on its end of a link."""
     descriptor = worker_end.fileno()
+    package = str(Path(agent.__file__).parent.parent)
     return subprocess.Popen(
-        [sys.executable, "-m", "agent.vision.worker", str(descriptor)],
+        [sys.executable, "-c", WORKER, package, str(descriptor)],
         pass_fds=[descriptor],
         stdin=subprocess.DEVNULL,
     )

@@ -39,7 +39,7 @@ def read_model(path: str) -> ModelFiles:
     if not path:
         raise ModelError("model.path is empty: give a name in models/, a folder or a .tflite file")
     place = Path(path)
-    if "/" not in path and not place.exists() and (models_folder() / path).is_dir():
+    if "/" not in path and (models_folder() / path).is_dir():
         place = models_folder() / path
     if not place.exists():
         shipped = sorted(entry.name for entry in models_folder().glob("*") if entry.is_dir())

@@ -1,4 +1,4 @@
-"""The vision worker's entry: `python -m agent.vision.worker FD`, started by the supervisor.
+"""The vision worker's entry, started by the supervisor with the number of its socket.
 
 It speaks to its parent over one socket and to nobody else. When the parent goes, it goes.
 """
@@ -43,7 +43,7 @@ from agent.vision.handoff import FrameBuffers, LatestSlot, U8Image
 from agent.vision.model import load_model
 from agent.vision.pipeline import CameraLane, Pipeline
 
-log = logging.getLogger("agent.vision.worker")  # __name__ is __main__ here
+log = logging.getLogger(__name__)
 
 BEAT_EVERY_S = 0.5
 STOP_WITHIN_S = 3.0
@@ -248,7 +248,3 @@ def main() -> int:
     # Threads inside camera drivers cannot be ended; leaving at once is the one exit that never
     # hangs or crashes in a library's destructor.
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main()
