@@ -1,0 +1,360 @@
+"""`edge-agent check`: what is well is ok, what is not says what to do, and no secret is printed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from brokers import MOSQUITTO, amqtt, free_port, mosquitto
+from commands import PROJECT, edge_agent
+
+from agent import doctor
+from agent.config import CameraConfig, Config, DeviceConfig, ModelConfig, MqttConfig, device_id
+from agent.doctor.broker import round_trip
+
+NAMES = ["config", "runtime", "model", "permissions", "camera", "broker"]
+NAMES += ["state_dir", "disk", "memory", "clock"]
+
+
+def write_config(folder, *, port=1883, camera='source = "synthetic"', more=""):
+    path = folder / "agent.toml"
+    path.write_text(
+        f'[device]\nid = "porch-pi"\nstate_dir = "{folder}/state"\n'
+        f'[[camera]]\nname = "door"\n{camera}\n'
+        f'[mqtt]\nurl = "mqtt://127.0.0.1:{port}"\n{more}'
+    )
+    return path
+
+
+@pytest.fixture
+def broker(tmp_path):
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    running = mosquitto(tmp_path).start()
+    yield running
+    running.stop()
+
+
+def settings(port, **more):
+    return MqttConfig(url=f"mqtt://127.0.0.1:{port}", **more)
+
+
+def test_everything_there_is_ok(tmp_path, broker):
+    done = edge_agent("check", "--config", write_config(tmp_path, port=broker.port), "--json")
+    report = json.loads(done.stdout)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert [name.split()[0] for name in checks] == NAMES
+    # Whether the clock is synchronized is this machine's affair, and never a failure.
+    assert {check["state"] for name, check in checks.items() if name != "clock"} == {"ok"}
+    assert checks["clock"]["state"] in ("ok", "warn")
+    assert done.returncode == 0
+    assert report["ok"] is True
+    assert "default 1.0.0" in checks["model"]["message"]
+    assert "ms per run" in checks["model"]["message"]
+    assert "640x480" in checks["camera door"]["message"]
+    assert "edge/porch-pi/check came back" in checks["broker"]["message"]
+    assert all(set(check) == {"name", "state", "message", "remedy"} for check in report["checks"])
+
+
+def test_lines_for_people(tmp_path):
+    path = write_config(tmp_path, port=free_port(), camera='source = "/no/such/clip.mp4"')
+    done = edge_agent("check", "--config", path)
+    assert done.returncode == 69
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["ok", "config", str(path)]
+    [camera] = [number for number, line in enumerate(lines) if "  camera door  " in line]
+    assert lines[camera].startswith("fail")
+    assert "no such file" in lines[camera]
+    assert lines[camera + 1].strip().startswith("→")
+    assert lines[-1] == "2 failed: camera door, broker"
+    assert "\033" not in done.stdout
+
+
+def test_bad_configuration_lists_every_problem(tmp_path):
+    path = write_config(tmp_path, camera='sorce = "auto"\nfps = -1')
+    done = edge_agent("check", "--config", path, "--json")
+    assert done.returncode == 78
+    report = json.loads(done.stdout)
+    assert report["ok"] is False
+    config = report["checks"][0]
+    assert (config["name"], config["state"]) == ("config", "fail")
+    assert "did you mean `source`" in config["message"]
+    assert "camera[0].fps" in config["message"]
+    assert [check["name"] for check in report["checks"][1:]] == ["clock"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"<html>", b"\xff\xfe", b"= [", b"[mqtt]\nurl = 1"], ids=repr
+)
+def test_unusable_configuration_never_ends_in_a_traceback(tmp_path, capsys, content):
+    path = tmp_path / "agent.toml"
+    if content is not None:
+        path.write_bytes(content)
+    config, check = doctor.check_config(path)
+    if content == b"":  # an empty file is a file full of defaults
+        assert (config, check.state) == (Config(), "ok")
+    else:
+        assert (config, check.state) == (None, "fail")
+        assert str(path) in check.message
+
+
+def test_reserved_keys_warn(tmp_path):
+    path = write_config(tmp_path, more='discovery = "off"\n[update]\nenabled = true\n')
+    config, check = doctor.check_config(path)
+    assert config is not None
+    assert check.state == "warn"
+    assert "mqtt.discovery" in check.message
+    assert "update" in check.message
+
+
+def test_no_file_means_defaults(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "DEFAULT_CONFIG_PATH", tmp_path / "agent.toml")
+    config, check = doctor.check_config(None)
+    assert config == Config()
+    assert check.state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("config", "state", "reason"),
+    [
+        (ModelConfig(), "ok", ""),
+        (ModelConfig(accelerator="delegate:/no/such.so"), "fail", "/no/such.so is not there"),
+        (ModelConfig(accelerator="edgetpu"), "fail", "libedgetpu"),
+    ],
+)
+def test_runtime(monkeypatch, config, state, reason):
+    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: None)
+    check = doctor.check_runtime(config)
+    assert check.state == state
+    assert reason in check.message
+    assert (check.remedy is None) is (state == "ok")
+
+
+@pytest.mark.parametrize("runtime", ["auto", "litert", "tflite-runtime"])
+def test_missing_runtime(monkeypatch, runtime):
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    check = doctor.check_runtime(ModelConfig(runtime=runtime))
+    assert check.state == "fail"
+    assert "pip install" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "no such model"), (b"", "is empty"), (b"<html>", "a web page"), (b"x" * 99, "TFL3")],
+)
+def test_bad_model_fails(tmp_path, content, reason):
+    path = tmp_path / "m.tflite"
+    if content is not None:
+        path.write_bytes(content)
+    check = doctor.check_model(ModelConfig(path=str(path)))
+    assert check.state == "fail"
+    assert reason in check.message
+    assert str(path) in check.message
+
+
+def test_unknown_label_warns():
+    check = doctor.check_model(ModelConfig(labels={"persn": 0.5}))
+    assert check.state == "warn"
+    assert "did you mean `person`" in check.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"width": 320, "height": 240, "fps": 60.0}, "320x240"),
+        ({"source": "synthetic"}, "frames/s"),
+    ],
+)
+def test_good_camera(changes, said):
+    check = doctor.check_camera(CameraConfig(**{"source": "synthetic", **changes}))
+    assert check.state == "ok"
+    assert said in check.message
+    assert "brightness" in check.message
+
+
+def test_black_pictures_of_another_size_warn(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((48, 64, 3), np.uint8))
+    config = CameraConfig(source=f"images:{tmp_path}", width=640, height=480)
+    check = doctor.check_camera(config)
+    assert check.state == "warn"
+    assert "64x48, 1 frames read" in check.message
+    assert "is black" in check.message
+    assert "640x480 was asked for" in check.message
+
+
+def test_slow_camera_warns(monkeypatch):
+    found = doctor.CameraFound(
+        width=640, height=480, live=True, frames=15, fps=7.5, brightness=90.0
+    )
+    monkeypatch.setattr(doctor, "_ask", lambda *_: found)
+    check = doctor.check_camera(CameraConfig(source="auto", fps=30))
+    assert check.state == "warn"
+    assert "30 frames/s were asked for" in check.message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "rtsp://viewer:s3cret@127.0.0.1:1/x",
+        "gst:rtspsrc location=rtsp://h/x user-pw=s3cret ! fakesink",
+        "http://127.0.0.1:1/video?token=s3cret",
+    ],
+)
+def test_no_message_gives_a_password_away(tmp_path, source):
+    path = write_config(tmp_path, port=free_port(), camera=f'source = "{source}"')
+    done = edge_agent("check", "--config", path, "--json")
+    assert done.returncode == 69
+    states = {check["name"]: check["state"] for check in json.loads(done.stdout)["checks"]}
+    assert states["camera door"] == "fail"
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_hanging_camera_is_given_up():
+    answer = doctor._ask("camera", CameraConfig(source="synthetic"), 0.05)
+    assert "did not answer within 0.05 s" in answer.reason
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("kill -SEGV $$", "crashed (SIGSEGV)"),
+        ("echo broken driver >&2; exit 1", "broken driver"),
+        ("exit 0", "no reason given"),
+        ("echo '[]'", "no reason given"),
+    ],
+)
+def test_child_without_an_answer_is_a_failure(tmp_path, monkeypatch, script, reason):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(doctor.sys, "executable", str(program))
+    for check in (doctor.check_camera(CameraConfig()), doctor.check_model(ModelConfig())):
+        assert check.state == "fail"
+        assert reason in check.message
+
+
+def test_what_libraries_print_does_not_disturb(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    answer = '{"type":"refused","reason":"it is asleep"}'
+    program.write_text(f"#!/bin/sh\necho '[INFO] {{'\necho '{answer}'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(doctor.sys, "executable", str(program))
+    assert "it is asleep" in doctor.check_camera(CameraConfig()).message
+
+
+def test_broker_that_is_not_there_fails():
+    check = doctor.check_broker(Config(mqtt=settings(free_port())))
+    assert check.state == "fail"
+    assert "refused" in check.message
+
+
+def test_wrong_password_fails_without_saying_it(tmp_path):
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    guarded = mosquitto(tmp_path, users={"board": "right"}).start()
+    try:
+        word = tmp_path / "word"
+        for password, state in (("right", "ok"), ("wr0ng", "fail")):
+            word.write_text(f"{password}\n")
+            config = Config(mqtt=settings(guarded.port, username="board", password_file=str(word)))
+            check = doctor.check_broker(config)
+            assert check.state == state, check.message
+            assert password not in check.message
+    finally:
+        guarded.stop()
+
+
+@pytest.mark.parametrize(("protocol", "state"), [("5", "fail"), ("3.1.1", "warn")])
+def test_topic_that_may_not_be_written(tmp_path, protocol, state):
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    rights = tmp_path / "rights"
+    rights.write_text("topic readwrite other/#\n")
+    rights.chmod(0o600)
+    strict = mosquitto(tmp_path, f"acl_file {rights}").start()
+    try:
+        trip = round_trip(settings(strict.port), protocol, "edge/porch-pi/check", 1.0)
+    finally:
+        strict.stop()
+    assert trip.state == state
+    assert "edge/porch-pi/check" in trip.message
+    assert "edge/porch-pi/#" in trip.remedy
+
+
+def test_old_broker_is_spoken_to_in_its_own_version(tmp_path):
+    pytest.importorskip("amqtt", reason="amqtt is not installed")
+    old = amqtt(tmp_path).start()
+    try:
+        check = doctor.check_broker(Config(mqtt=settings(old.port)))
+    finally:
+        old.stop()
+    assert check.state == "ok"
+    assert "MQTT 3.1.1" in check.message
+
+
+def test_topic_is_the_device_s_own(broker):
+    config = Config(device=DeviceConfig(), mqtt=settings(broker.port, prefix="farm/east"))
+    check = doctor.check_broker(config)
+    assert f"farm/east/{device_id(config.device)}/check" in check.message
+
+
+def test_video_device_without_rights_fails(tmp_path, monkeypatch):
+    (tmp_path / "video0").touch()
+    (tmp_path / "video1").touch()
+    cameras = (CameraConfig(source="/dev/video1"),)
+    assert doctor.check_permissions(cameras, tmp_path).state == "ok"
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    check = doctor.check_permissions(cameras, tmp_path)
+    assert check.state == "fail"
+    assert "video1" in check.message
+    assert "video0" not in check.message
+    assert "usermod -aG" in check.remedy
+    assert doctor.check_permissions((CameraConfig(source="synthetic"),), tmp_path).state == "ok"
+
+
+def test_state_dir(tmp_path, monkeypatch):
+    [state, disk] = doctor.check_state_dir(tmp_path / "a" / "b")
+    assert (state.state, disk.state) == ("ok", "ok")
+    assert "can be created" in state.message
+    (tmp_path / "file").touch()
+    [state, _] = doctor.check_state_dir(tmp_path / "file" / "b")
+    assert state.state == "warn"
+    monkeypatch.setattr(doctor, "DISK_LOW_MIB", 1 << 60)
+    [_, disk] = doctor.check_state_dir(tmp_path)
+    assert disk.state == "warn"
+
+
+def test_memory(monkeypatch):
+    assert doctor.check_memory(Config()).state == "ok"
+    monkeypatch.setattr(doctor, "MEMORY_NEEDED_MIB", 1 << 40)
+    assert doctor.check_memory(Config()).state == "warn"
+
+
+@pytest.mark.parametrize(("is_synced", "state"), [(True, "ok"), (False, "warn"), (None, "warn")])
+def test_clock(is_synced, state):
+    assert doctor.check_clock(is_synced).state == state
+
+
+def test_its_own_process_loads_no_array_library():
+    code = "import agent.doctor, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
+    ).stdout.split()
+    assert not {"numpy", "cv2", "ai_edge_litert", "tflite_runtime"} & set(loaded)
+
+
+def test_secrets_are_not_in_the_child_s_arguments(monkeypatch):
+    seen = []
+    real = subprocess.run
+
+    def spy(command, **options):
+        seen.append(command)
+        return real(command, **options)
+
+    monkeypatch.setattr(doctor.subprocess, "run", spy)
+    doctor.check_camera(CameraConfig(source="rtsp://u:s3cret@127.0.0.1:1/x"))
+    assert seen
+    assert "s3cret" not in os.fsdecode(b" ".join(map(os.fsencode, seen[0])))
