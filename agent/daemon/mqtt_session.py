@@ -59,7 +59,7 @@ class ConnectionLostError(BrokerError):
 
 
 class ProtocolRefusedError(BrokerError):
-    """The broker does not speak this version: it said so, or hung up without a word."""
+    """The broker does not speak this version: it said so, hung up, or never said a word."""
 
 
 class Doorbell:
@@ -193,7 +193,7 @@ class Session:
             while self._connack is None:
                 self.turn(patience.slice_s())
         except TimeoutError as error:
-            raise BrokerError(
+            raise ProtocolRefusedError(
                 f"{self._address} took the connection but did not answer CONNECT within "
                 f"{patience.timeout_s:g} s; is it an MQTT broker?"
             ) from error

@@ -153,7 +153,6 @@ def test_labels_that_do_not_fit(tmp_path):
         ("auto", f"delegate:{__file__}", "cannot be loaded"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_delegates_that_cannot_be_loaded(runtime, accelerator, sentence):
     with pytest.raises(ModelError, match=sentence):
         load_model(ModelConfig(runtime=runtime, accelerator=accelerator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,6 +122,7 @@ def _load(
     load_delegate: Callable[..., Any], library: str, options: dict[str, str], accelerator: str
 ) -> Any:
     try:
+        ctypes.CDLL(library)  # first, because a Delegate that fails on this complains again later
         return load_delegate(library, options)
     except OSError as error:
         hint = (

@@ -142,7 +142,7 @@ def _box_unit(
     channels_first: bool,
     wanted: HeadManifest,
 ) -> tuple[tuple[float, float], str]:
-    """Tell pixels from fractions: over all anchors the centres span the input, whatever it shows."""
+    """Tell pixels from fractions: over all anchors the centres span the input in any picture."""
     pixels = (float(image.shape[2]), float(image.shape[1]))
     if wanted.box_units is not None:
         return (pixels if wanted.box_units == "pixels" else (1.0, 1.0)), "as the manifest says"
