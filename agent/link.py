@@ -8,6 +8,8 @@ msgpack of the tagged structs below. Pixels never pass here.
 from __future__ import annotations
 
 import socket
+from types import UnionType
+from typing import Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -25,6 +27,7 @@ class Resume(Struct, frozen=True, kw_only=True):
 
     next_seq: int = 1
     next_frame_id: int = 1
+    skip: int = 0  # frames of a file to step over: one of them may be what kills workers
 
 
 class Start(Struct, frozen=True, kw_only=True, tag="start"):
@@ -83,7 +86,7 @@ class CameraChange(Struct, frozen=True, kw_only=True, tag="camera"):
 
 
 class Beat(Struct, frozen=True, kw_only=True, tag="beat"):
-    """From the worker, each second: how long ago each stage last ticked, and the counters."""
+    """From the worker, twice a second: how long ago each stage last ticked, and the counters."""
 
     stage_age_s: dict[str, float]
     cameras: dict[str, CameraCounts]
@@ -99,9 +102,8 @@ class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
 ToWorker = Start | Stop
 FromWorker = Ready | ResultOut | CameraChange | Beat | Failed
 
+T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
 
 
 def open_link() -> tuple[socket.socket, socket.socket]:
@@ -117,13 +119,21 @@ def send(end: socket.socket, message: ToWorker | FromWorker) -> None:
     end.send(_encoder.encode(message))
 
 
-def receive_from_worker(end: socket.socket) -> FromWorker | None:
-    """Return the next message, or None at the end of the link."""
-    data = end.recv(MAX_MESSAGE_BYTES)
-    return _from_worker.decode(data) if data else None
+class Inbox(Generic[T]):
+    """Receives at one end of a link, into memory that is made once."""
 
+    def __init__(self, end: socket.socket, kinds: UnionType) -> None:
+        self._end = end
+        self._memory = memoryview(bytearray(MAX_MESSAGE_BYTES))
+        self._decode = msgspec.msgpack.Decoder(kinds).decode
 
-def receive_to_worker(end: socket.socket) -> ToWorker | None:
-    """Return the next message, or None at the end of the link."""
-    data = end.recv(MAX_MESSAGE_BYTES)
-    return _to_worker.decode(data) if data else None
+    def receive(self) -> T | None:
+        """Return the next message, or None at the end of the link.
+
+        Raises:
+            OSError: nothing there on a non-blocking end, or the other side broke off.
+            msgspec.DecodeError: not a message.
+        """
+        size = self._end.recv_into(self._memory)
+        message: T | None = self._decode(self._memory[:size]) if size else None
+        return message

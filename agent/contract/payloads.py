@@ -34,7 +34,11 @@ class FrameSize(Struct, frozen=True, kw_only=True):
 
 
 class StageTimes(Struct, frozen=True, kw_only=True):
-    """Where one frame's time went, in milliseconds on the monotonic clock."""
+    """Where one frame's time went, in milliseconds on the monotonic clock; adds up to latency_ms.
+
+    `queue` is all waiting, before preprocess and before inference; `inference` includes copying
+    the tensors; `postprocess` runs to the encoded result.
+    """
 
     queue: Milliseconds
     preprocess: Milliseconds
@@ -112,7 +116,7 @@ class CameraSummary(Struct, frozen=True, kw_only=True):
 class Problem(Struct, frozen=True, kw_only=True):
     """Something that is wrong now; the list is empty on a healthy board."""
 
-    code: Annotated[str, Meta(description="model, camera, worker")]
+    code: Annotated[str, Meta(description="model, camera.<name>, worker, accelerator or config")]
     message: str
     since: UnixSeconds
 

@@ -129,7 +129,7 @@ def _supervise(daemon: Daemon, stop: _StopRequest) -> None:
                 else:
                     daemon.supervisor.receive()
             if time.monotonic() >= next_telemetry:
-                next_telemetry += daemon.telemetry_interval_s
+                next_telemetry = time.monotonic() + daemon.telemetry_interval_s
                 daemon.report.publish_telemetry()
 
 

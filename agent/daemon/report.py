@@ -78,6 +78,9 @@ class _Camera:
         """Keep what the last worker counted."""
         self.captured_before, self.dropped_before, self.processed_before = self.totals()
         self.now = NOTHING
+        if self.state == "online":
+            self.state, self.reason, self.since = "starting", "the worker is replaced", time.time()
+        self.fps = None
 
 
 class Report:
@@ -130,7 +133,7 @@ class Report:
     def on_ready(self, ready: Ready) -> None:
         """A model runs: say which, and forget what kept it from running."""
         self._ready = ready
-        for code in ("model", "worker"):
+        for code in ("model", "worker", "config", "accelerator"):
             self._problems.pop(code, None)
         if ready.notes:
             self._note("config", "; ".join(ready.notes))
@@ -143,6 +146,8 @@ class Report:
         camera = self._cameras[change.camera]
         if (camera.state, camera.reason) != (change.state, change.reason):
             camera.state, camera.reason, camera.since = change.state, change.reason, change.at
+        if change.state != "online":
+            camera.fps = None
         camera.width = change.width or camera.width
         camera.height = change.height or camera.height
         code = f"camera.{change.camera}"
@@ -165,6 +170,7 @@ class Report:
         self._note(code, reason)
         for camera in self._cameras.values():
             camera.worker_is_gone()
+            self._publish_camera(camera)
         self.publish_status()
 
     def _note(self, code: str, message: str) -> None:
@@ -266,6 +272,8 @@ class Report:
         if pid is None:
             return None
         known = pid in self._processes
+        for gone in self._processes.keys() - {psutil.Process().pid, pid}:
+            del self._processes[gone]
         try:
             process = self._processes.setdefault(pid, psutil.Process(pid))
             with process.oneshot():
@@ -301,7 +309,8 @@ def _camera_telemetry(camera: _Camera, interval_s: float) -> CameraTelemetry:
     if interval_s > 0.5:
         fps_in = round(max(0, captured - camera.captured_then) / interval_s, 2)
         fps_out = round(max(0, processed - camera.processed_then) / interval_s, 2)
-    camera.captured_then, camera.processed_then, camera.fps = captured, processed, fps_out
+    camera.captured_then, camera.processed_then = captured, processed
+    camera.fps = fps_out if camera.state == "online" else None
     return CameraTelemetry(
         captured=captured, dropped=dropped, processed=processed, fps_in=fps_in, fps_out=fps_out
     )

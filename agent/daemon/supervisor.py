@@ -30,13 +30,13 @@ from agent.link import (
     CameraChange,
     Failed,
     FromWorker,
+    Inbox,
     Ready,
     ResultOut,
     Resume,
     Start,
     Stop,
     open_link,
-    receive_from_worker,
     send,
 )
 
@@ -93,10 +93,11 @@ class _Run:
 
     process: subprocess.Popen[bytes]
     link: socket.socket
+    inbox: Inbox[FromWorker]
     started_at: float
     heard_at: float
     failure: Failed | None = None
-    results: int = 0
+    has_progressed: bool = False
 
 
 # As `-m agent.vision.worker`, but this very package comes first on the path, and not the
@@ -113,6 +114,7 @@ def spawn_worker(worker_end: socket.socket) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", WORKER, package, str(descriptor)],
         pass_fds=[descriptor],
         stdin=subprocess.DEVNULL,
+        start_new_session=True,  # the terminal's Ctrl-C is for us; we end the worker
     )
 
 
@@ -130,7 +132,7 @@ class Supervisor:
     _restart_at: float = 0.0
     _failures: int = 0
     _stuck_s: float = STAGE_STUCK_S
-    _deaths_without_result: int = 0
+    _deaths_without_progress: int = 0
     _progress: dict[str, _Progress] = field(default_factory=dict)
 
     @property
@@ -148,26 +150,32 @@ class Supervisor:
         ours, theirs = open_link()
         try:
             process = self.spawn(theirs)
+        except OSError as error:
+            ours.close()
+            self._back_off("worker", f"no worker can be started: {error.strerror}")
+            return
         finally:
             theirs.close()
         now = self.clock()
-        self._run = _Run(process=process, link=ours, started_at=now, heard_at=now)
+        inbox: Inbox[FromWorker] = Inbox(ours, FromWorker)
+        self._run = _Run(process=process, link=ours, inbox=inbox, started_at=now, heard_at=now)
         self.state = "starting"
         try:
             send(ours, self.make_start(self._resume()))
-        except OSError as error:
-            self._down("worker", f"worker ended at once ({error.strerror})")
+        except OSError:
+            self.receive()  # it has ended already; its last words may say why
+        ours.setblocking(False)
 
     def _resume(self) -> dict[str, Resume]:
         """Where each camera goes on.
 
-        A file continues behind its last result. When workers die again and again without one,
-        a frame is skipped for each death after the first: it may be the frame that kills.
+        A file continues behind its last processed frame. When workers die again and again
+        without progress, a frame is skipped for each death after the first.
         """
-        skip = max(0, self._deaths_without_result - 1)
+        skip = max(0, self._deaths_without_progress - 1)
         return {
             name: Resume(
-                next_seq=progress.next_seq, next_frame_id=progress.last_frame_id + 1 + skip
+                next_seq=progress.next_seq, next_frame_id=progress.last_frame_id + 1, skip=skip
             )
             for name, progress in self._progress.items()
         }
@@ -179,10 +187,11 @@ class Supervisor:
             if run is None:
                 return
             try:
-                run.link.setblocking(False)
-                message = receive_from_worker(run.link)
+                message = run.inbox.receive()
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # it ended with our words unread; its own last words are still there
             except (OSError, msgspec.DecodeError) as error:
                 self._down("worker", f"link to the worker broke: {error}")
                 return
@@ -198,13 +207,13 @@ class Supervisor:
                 progress = self._progress.setdefault(message.camera, _Progress())
                 progress.next_seq = message.seq + 1
                 progress.last_frame_id = max(progress.last_frame_id, message.frame_id)
-                run.results += 1
-                self._deaths_without_result = 0
+                run.has_progressed = True
                 self.listener.on_result(message)
             case Beat():
                 for name, counts in message.cameras.items():
                     progress = self._progress.setdefault(name, _Progress())
                     progress.last_frame_id = max(progress.last_frame_id, counts.last_frame_id)
+                    run.has_progressed |= counts.processed > 0
                 self.listener.on_beat(message)
                 self._check_stages(message)
             case Ready():
@@ -237,7 +246,10 @@ class Supervisor:
             self._failures = 0
         limit = START_WITHIN_S if self.state == "starting" else SILENT_S
         silent_s = now - (run.started_at if self.state == "starting" else run.heard_at)
-        if silent_s > limit:
+        if silent_s > limit and self.state == "running":
+            self.receive()  # perhaps it was us who did not listen
+            silent_s = now - run.heard_at
+        if self._run is run and silent_s > limit:
             what = "did not become ready" if self.state == "starting" else "was silent"
             self._down("worker", f"worker {what} for {silent_s:.0f} s; replaced")
         return 0.25
@@ -258,14 +270,20 @@ class Supervisor:
         return "worker", f"worker died of {name}"
 
     def _down(self, code: str, reason: str) -> None:
-        """Bury the worker and set the time for the next one."""
+        """Bury the worker."""
         run = self._run
         assert run is not None
         self._end(run)
         self._run = None
+        if run.has_progressed:
+            self._deaths_without_progress = 0
+        elif self.state == "running":
+            self._deaths_without_progress += 1
+        self._back_off(code, reason)
+
+    def _back_off(self, code: str, reason: str) -> None:
+        """Set the time for the next worker."""
         self.state = "backing_off"
-        if not run.results:
-            self._deaths_without_result += 1
         delay = 0.0
         if self._failures:
             delay = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** (self._failures - 1))
@@ -293,10 +311,9 @@ class Supervisor:
         deadline = self.clock() + within_s
         try:
             send(run.link, Stop())
-            run.link.setblocking(True)
             while (left := deadline - self.clock()) > 0:
                 run.link.settimeout(left)
-                message = receive_from_worker(run.link)
+                message = run.inbox.receive()
                 if message is None:
                     break
                 self._handle(run, message)

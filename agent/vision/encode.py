@@ -115,7 +115,10 @@ class CameraStream:
             model=origin.model,
             accelerator=origin.accelerator,
             stage_ms=StageTimes(
-                queue=_ms(frame.captured_ns, timing.taken_ns),
+                queue=_ms(
+                    frame.captured_ns + timing.prepared_ns,
+                    timing.taken_ns + timing.invoke_started_ns,
+                ),
                 preprocess=_ms(timing.taken_ns, timing.prepared_ns),
                 inference=_ms(timing.invoke_started_ns, timing.invoked_ns),
                 postprocess=_ms(timing.invoked_ns, done_ns),

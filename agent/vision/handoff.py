@@ -32,8 +32,8 @@ class FrameBuffers:
             self._free.put(None)
 
     def take(self) -> U8Image | None:
-        """Return memory of an earlier frame, or None where there is none yet."""
-        return self._free.get()
+        """Return memory of an earlier frame, or None where there is none yet; never waits."""
+        return self._free.get_nowait()
 
     def give_back(self, pixels: U8Image | None) -> None:
         """Return memory for the next frames."""

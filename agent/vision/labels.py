@@ -11,6 +11,8 @@ from agent.vision.tflite_file import TfliteFile
 MAX_LABELS_BYTES = 1 << 20
 # ImageNet models of the TensorFlow zoo count a background class first; label files often do not.
 IMAGENET_CLASSES_WITH_BACKGROUND = 1001
+# First lines that stand for no class, as in the label maps of the TensorFlow examples.
+BACKGROUND = ("???", "background", "unlabeled", "__background__")
 
 
 def read_labels(
@@ -55,6 +57,8 @@ def _from_metadata(file: TfliteFile, class_count: int | None) -> tuple[str, ...]
         labels = tuple(line.strip() for line in lines)
         if class_count is None or len(labels) == class_count:
             return labels
+        if len(labels) == class_count + 1 and labels[0] in BACKGROUND:
+            return labels[1:]
     return ()
 
 
@@ -63,6 +67,8 @@ def _fitted(labels: tuple[str, ...], class_count: int | None, source: str) -> tu
         labels = labels[:-1]
     if class_count is None or len(labels) == class_count:
         return labels
+    if len(labels) == class_count + 1 and labels[0] in BACKGROUND:
+        return labels[1:]  # a list for a model that counts its background, which this one does not
     if class_count == IMAGENET_CLASSES_WITH_BACKGROUND == len(labels) + 1:
         return ("background", *labels)
     raise ModelError(

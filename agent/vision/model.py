@@ -85,7 +85,7 @@ def build_model(files: ModelFiles, config: ModelConfig) -> Model:
     engine.read_outputs(first_run)
     found = recognise(file, image, engine.outputs, first_run, manifest.head)
     labels = read_labels(config.labels_file, files, file, found.class_count)
-    thresholds, notes = _thresholds(config, manifest, found, labels)
+    thresholds, notes = lowest_scores(config, manifest, found, labels)
     return Model(
         identity=ModelIdentity(
             name=manifest.name,
@@ -137,13 +137,13 @@ def lowest_score(config: ModelConfig, manifest: Manifest, kind: str) -> float:
     return 0.0 if kind == "classify" else DEFAULT_SCORE_THRESHOLD
 
 
-def _thresholds(
+def lowest_scores(
     config: ModelConfig, manifest: Manifest, found: Recognition, labels: Sequence[str]
 ) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
     """Return float32[classes] with each class's lowest score, and notes on labels unknown here."""
     wanted = lowest_score(config, manifest, found.kind)
     above_any = 2.0
-    count = found.class_count or max(len(labels), 1) if labels else UNKNOWN_CLASS_COUNT
+    count = found.class_count or len(labels) or UNKNOWN_CLASS_COUNT
     thresholds = np.full(count, above_any if config.only_listed else wanted, np.float32)
     notes = []
     for label, threshold in config.labels.items():

@@ -38,7 +38,13 @@ def read_model(path: str) -> ModelFiles:
     """Read model and manifest: `path` is a shipped name, a folder, or a .tflite file."""
     if not path:
         raise ModelError("model.path is empty: give a name in models/, a folder or a .tflite file")
-    place = Path(path)
+    try:
+        return _read_place(path, Path(path))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_place(path: str, place: Path) -> ModelFiles:
     if "/" not in path and (models_folder() / path).is_dir():
         place = models_folder() / path
     if not place.exists():

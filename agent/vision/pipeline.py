@@ -184,7 +184,6 @@ class Pipeline:
             self._free_outputs.put(inferred.outputs)
             stream.dropped += inferred.prepared.dropped
             stream.processed += 1
-            stream.last_frame_id = frame.frame_id
             if stream.wants(tuple(sorted(item.class_id for item in found))):
                 transform = inferred.prepared.transform
                 seq, payload = stream.encode(
@@ -196,6 +195,7 @@ class Pipeline:
                     clock_synced=self._clock_synced(),
                 )
                 self._emit(stream.name, seq, frame.frame_id, payload)
+            stream.last_frame_id = frame.frame_id  # after it is out: a heartbeat may tell of it
 
     def _decode(self, inferred: Inferred) -> list[Detection] | list[Classification]:
         decoded = self.model.head.decode(inferred.outputs)

@@ -55,7 +55,7 @@ class InputPlan:
         self.color = color
         self.table = table  # [1, 256, channels] of dtype: pixel value -> stored value; None: as is
         self.flip_sign = flip_sign  # int8 input that is the pixel byte minus 128
-        self.border = (0, 0)  # (left, top) of the last letterbox, whose grey still stands
+        self.inside = (0, 0)  # (width, height) of the last picture, around which grey stands
         self.resized = np.empty((self.height, self.width, 3), np.uint8)
         self.pixels = np.empty((self.height, self.width, self.channels), np.uint8)
 
@@ -76,10 +76,17 @@ class InputPlan:
 def require_image(spec: TensorSpec) -> None:
     """Refuse an input that is not one image, NHWC with fixed sizes."""
     shape = spec.shape
-    if len(shape) != 4 or shape[0] != 1 or shape[3] not in (1, 3) or min(shape) < 1:
+    if (
+        spec.is_dynamic
+        or len(shape) != 4
+        or shape[0] != 1
+        or shape[3] not in (1, 3)
+        or min(shape) < 1
+    ):
+        shown = "a size left open" if spec.is_dynamic else f"shape {list(shape)}"
         raise ModelError(
-            f'input "{spec.name}" has shape {list(shape)}; only one image, [1, height, width, 3] '
-            "or [1, height, width, 1] with fixed sizes, can be fed from a camera"
+            f'input "{spec.name}" has {shown}; only one image, [1, height, width, 3] or '
+            "[1, height, width, 1] with fixed sizes, can be fed from a camera"
         )
 
 
@@ -168,9 +175,9 @@ def preprocess(pixels: U8Image, plan: InputPlan, tensor: Tensor) -> Transform:
     resized = resized.reshape(new_height, new_width, 3)
     cv2.resize(pixels, (new_width, new_height), dst=resized, interpolation=cv2.INTER_LINEAR)
     inner = plan.pixels[top : top + new_height, left : left + new_width]
-    if plan.border != (left, top):
+    if plan.inside != (new_width, new_height):
         plan.pixels.fill(LETTERBOX_GREY)
-        plan.border = (left, top)
+        plan.inside = (new_width, new_height)
     if plan.channels == 1:
         inner[...] = cv2.cvtColor(resized, cv2.COLOR_BGR2GRAY)[..., None]
     elif plan.color == "rgb":

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from flatbuffers import flexbuffers
+
 from agent.errors import ModelError
 
 FILE_IDENTIFIER = b"TFL3"
@@ -30,6 +32,8 @@ BUILTIN_LOGISTIC, BUILTIN_SOFTMAX, BUILTIN_CUSTOM = 14, 25, 32
 # Labels of the largest public vocabularies fit many times; a ZIP bomb does not.
 MAX_ASSOCIATED_FILE_BYTES = 1 << 20
 MAX_ASSOCIATED_FILES = 32
+MAX_OPTIONS_BYTES = 1 << 16
+MAX_CLASSES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,7 @@ class TfliteFile:
     outputs: tuple[int, ...]
     producers: dict[int, str | int]  # output tensor -> custom op name or builtin code
     ssd_outputs: tuple[int, ...]  # boxes, classes, scores, count; empty without that op
+    ssd_classes: int | None  # as that operator counts them
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     name: str | None
@@ -152,7 +157,7 @@ def _parse_model(data: bytes) -> TfliteFile:
         for code in model.tables(1)
     ]
     buffers = [buffer.span(0, 1) for buffer in model.tables(4)]
-    outputs, producers, ssd = _parse_main_graph(model, operators)
+    outputs, producers, ssd, ssd_classes = _parse_main_graph(model, operators)
     metadata = None
     for entry in model.tables(6):
         if entry.text(0) == "TFLITE_METADATA":
@@ -165,6 +170,7 @@ def _parse_model(data: bytes) -> TfliteFile:
         outputs=outputs,
         producers=producers,
         ssd_outputs=ssd,
+        ssd_classes=ssd_classes,
         mean=mean,
         std=std,
         name=metadata.text(0) if metadata else None,
@@ -177,7 +183,7 @@ def _parse_model(data: bytes) -> TfliteFile:
 
 def _parse_main_graph(
     model: _Table, operators: list[tuple[str, int]]
-) -> tuple[tuple[int, ...], dict[int, str | int], tuple[int, ...]]:
+) -> tuple[tuple[int, ...], dict[int, str | int], tuple[int, ...], int | None]:
     graph = next(model.tables(2), None)
     if graph is None:
         raise ValueError("it has no graph")
@@ -187,6 +193,7 @@ def _parse_main_graph(
     outputs = graph.numbers(2, "i")
     producers: dict[int, str | int] = {}
     ssd: tuple[int, ...] = ()
+    ssd_classes = None
     for operator in graph.tables(3):
         name, builtin = operators[operator.scalar(0, "<I")]
         made = operator.numbers(2, "i")
@@ -195,7 +202,18 @@ def _parse_main_graph(
                 producers[tensor_number] = name if builtin == BUILTIN_CUSTOM else builtin
         if name == SSD_CUSTOM_OP and len(made) == 4:
             ssd = made
-    return outputs, producers, ssd
+            start, length = operator.span(5, 1)
+            ssd_classes = _class_count(operator.data[start : start + length])
+    return outputs, producers, ssd, ssd_classes
+
+
+def _class_count(options: bytes) -> int | None:
+    """Return `num_classes` of the SSD operator's options, a FlexBuffers map."""
+    try:
+        count = flexbuffers.Loads(options[:MAX_OPTIONS_BYTES])["num_classes"]
+    except Exception:
+        return None
+    return count if isinstance(count, int) and 0 < count <= MAX_CLASSES else None
 
 
 def _normalization(

@@ -20,19 +20,20 @@ import cv2
 
 from agent.config import CameraConfig
 from agent.contract.payloads import CameraState
-from agent.errors import AgentError, ModelError
+from agent.errors import EXIT_FAILURE, ModelError
 from agent.link import (
     Beat,
     CameraChange,
     CameraCounts,
     Failed,
     FromWorker,
+    Inbox,
     Ready,
     ResultOut,
     Resume,
     Start,
     Stop,
-    receive_to_worker,
+    ToWorker,
     send,
 )
 from agent.logs import configure_logging
@@ -58,6 +59,7 @@ class Worker:
 
     def __init__(self, link: socket.socket) -> None:
         self.link = link
+        self._inbox: Inbox[ToWorker] = Inbox(link, ToWorker)
         self.stopping = threading.Event()
         self._lanes: dict[str, CameraLane] = {}
         self._capture_ticks: dict[str, int] = {}
@@ -66,17 +68,20 @@ class Worker:
     def run(self) -> int:
         """Serve one start message until told to stop; return the exit code."""
         threading.Thread(target=self._beat_loop, name="agent.heartbeat", daemon=True).start()
-        start = receive_to_worker(self.link)
+        start = self._inbox.receive()
         if not isinstance(start, Start):
             return 0
         threading.Thread(target=self._listen, name="agent.link", daemon=True).start()
         try:
             stages = self._build(start)
-        except AgentError as error:
+        except ModelError as error:
             log.error("worker cannot start: %s", error)  # noqa: TRY400 - one sentence, no traceback
-            code = "model" if isinstance(error, ModelError) else "worker"
-            self._say(Failed(code=code, reason=str(error)))
+            self._say(Failed(code="model", reason=str(error)))
             return error.exit_code
+        except Exception as error:
+            log.exception("worker cannot start")
+            self._say(Failed(code="worker", reason=f"{type(error).__name__}: {error}"))
+            return EXIT_FAILURE
         while not self.stopping.wait(1.0):
             pass
         deadline = time.monotonic() + STOP_WITHIN_S
@@ -112,7 +117,6 @@ class Worker:
         )
         gc.collect()
         gc.freeze()  # what is loaded by now stays; later collections need not look at it
-        stages = self._pipeline.start()
         self._say(
             Ready(
                 model=model.identity,
@@ -132,7 +136,8 @@ class Worker:
             accelerator,
             model.head.why,
         )
-        return stages
+        # After Ready, so that no result comes before the status that names its model.
+        return self._pipeline.start()
 
     def _add_camera(self, config: CameraConfig, resume: Resume, ready: threading.Condition) -> None:
         slot, buffers = LatestSlot(ready), FrameBuffers()
@@ -210,7 +215,7 @@ class Worker:
         """Wait for the parent's word, or for its end."""
         while True:
             try:
-                message = receive_to_worker(self.link)
+                message = self._inbox.receive()
             except OSError:
                 message = None
             if message is None:
@@ -238,8 +243,6 @@ class _Remembered:
 def main() -> int:
     """Run a worker on the socket whose number is the only argument."""
     configure_logging("INFO")
-    # The terminal's Ctrl-C reaches the whole group; the parent decides when we stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     cv2.setNumThreads(1)  # resizing is a fraction of a millisecond; its threads cost inference more

@@ -15,10 +15,11 @@ from agent.link import (
     Beat,
     CameraCounts,
     Failed,
+    Inbox,
     Ready,
     ResultOut,
     Start,
-    receive_to_worker,
+    ToWorker,
     send,
 )
 
@@ -87,7 +88,7 @@ class Rig:
 
     def start(self):
         self.supervisor.start()
-        assert isinstance(receive_to_worker(self.theirs), Start)
+        assert isinstance(Inbox(self.theirs, ToWorker).receive(), Start)
 
     def say(self, *messages):
         for message in messages:
@@ -109,7 +110,7 @@ class Rig:
             if len(self.starts) == count:
                 self.now += due
                 waited += due
-        receive_to_worker(self.theirs)
+        Inbox(self.theirs, ToWorker).receive()
         return waited
 
 
@@ -178,11 +179,57 @@ def test_back_off_grows_is_bounded_and_a_stable_run_resets_it(rig):
 def test_a_frame_that_kills_is_stepped_over(rig):
     rig.start()
     rig.say(READY, result(1, 5))
-    expected = [6, 6, 7, 8]
-    for next_frame_id in expected:
+    for skip in [0, 0, 1, 2]:
         rig.die()
         rig.next_worker()
-        assert rig.starts[-1]["a"].next_frame_id == next_frame_id
+        assert rig.starts[-1]["a"].next_frame_id == 6
+        assert rig.starts[-1]["a"].skip == skip
+        rig.say(READY)
+    rig.say(result(2, 9))
+    rig.die()
+    rig.next_worker()
+    assert rig.starts[-1]["a"].skip == 0
+
+
+def test_workers_that_never_become_ready_skip_nothing(rig):
+    rig.start()
+    rig.say(READY, result(1, 5))
+    for _ in range(6):
+        rig.die()
+        rig.next_worker()
+    assert rig.starts[-1]["a"].skip == 0
+
+
+def test_last_words_of_a_worker_that_never_listened(rig):
+    """The kernel says `reset` before it hands over what was sent; nothing of it may be lost."""
+    rig.supervisor.start()  # its start message stays unread
+    send(rig.theirs, Failed(code="worker", reason="ImportError: libGL.so.1"))
+    rig.die()
+    assert rig.heard.downs == [("worker", "ImportError: libGL.so.1")]
+
+
+def test_no_process_can_be_started(rig):
+    good = rig.supervisor.spawn
+
+    def refuse(worker_end):
+        raise OSError(12, "Cannot allocate memory")
+
+    rig.supervisor.spawn = refuse
+    rig.supervisor.start()
+    assert "Cannot allocate memory" in rig.heard.downs[0][1]
+    rig.supervisor.spawn = good
+    rig.next_worker()
+    rig.say(READY)
+    assert rig.supervisor.state == "running"
+
+
+def test_our_own_pause_is_not_the_workers(rig):
+    rig.start()
+    rig.say(READY)
+    send(rig.theirs, beat())
+    rig.now += 60
+    rig.supervisor.check()
+    assert rig.heard.downs == []
 
 
 def test_silence_is_a_hang(rig):

@@ -14,8 +14,8 @@ from agent.config import ModelConfig
 from agent.errors import ModelError
 from agent.vision.engines import TensorSpec
 from agent.vision.heads.choose import bind, recognise
-from agent.vision.manifest import HeadManifest
-from agent.vision.model import load_model
+from agent.vision.manifest import HeadManifest, Manifest
+from agent.vision.model import load_model, lowest_scores
 from agent.vision.preprocess import boxes_to_frame, preprocess
 from agent.vision.tflite_file import TfliteFile
 
@@ -136,6 +136,27 @@ def test_per_label_thresholds_and_allow_list():
     assert "did you mean `person`" in misspelt.notes[0]
 
 
+def test_a_label_map_with_a_line_for_nothing_is_not_off_by_one(tmp_path):
+    names = (DEFAULT / "labels.txt").read_text().splitlines()
+    path = tmp_path / "labelmap.txt"
+    path.write_text("\n".join(["???", *names]))
+    assert load_model(ModelConfig(labels_file=str(path))).labels == tuple(names)
+    path.write_text("\n".join(names[:-1]))
+    with pytest.raises(ModelError, match="has 79 labels, but the model has 80 classes"):
+        load_model(ModelConfig(labels_file=str(path)))
+
+
+def test_more_classes_than_anyone_named():
+    shape = (1, 2102)
+    image, output = spec((1, 224, 224, 3), np.uint8), spec(shape)
+    found = recognise(FILE, image, [output], [np.zeros(shape, np.float32)], HeadManifest())
+    thresholds, _ = lowest_scores(ModelConfig(), Manifest(name="m"), found, ())
+    head = bind(found, [output], thresholds, HeadManifest(logits=False))
+    scores = np.zeros(shape, np.float32)
+    scores[0, 2000] = 0.9
+    assert head.decode([scores]).class_ids[0] == 2000
+
+
 def test_labels_that_do_not_fit(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_text("\n".join(f"thing {i}" for i in range(80)) + "\n\n")
@@ -181,6 +202,7 @@ FILE = TfliteFile(
     outputs=(1,),
     producers={},
     ssd_outputs=(),
+    ssd_classes=None,
     mean=None,
     std=None,
     name=None,

@@ -79,7 +79,16 @@ def test_quantized_with_mean_and_std_is_rounded_and_clipped():
 def test_letterbox_border_is_grey_for_every_frame_size():
     ready = plan("letterbox")
     tensor = ready.new_tensor()
-    for height, width in ((60, 90), (200, 20), (20, 200), (60, 90)):
+    for height, width in (
+        (60, 90),
+        (200, 20),
+        (20, 200),
+        (60, 90),
+        (58, 90),
+        (60, 90),
+        (31, 48),
+        (32, 47),
+    ):
         frame = picture(height, width)
         where = preprocess(frame, ready, tensor)
         left, top = int(where.pad_x_px), int(where.pad_y_px)

@@ -31,6 +31,7 @@ class TensorSpec:
     dtype: np.dtype[Any]
     scale: float
     zero_point: int
+    is_dynamic: bool = False  # a size beside the batch is left open; `shape` then says nothing
 
 
 class Engine(Protocol):

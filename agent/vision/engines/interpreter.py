@@ -58,6 +58,7 @@ def _spec(detail: dict[str, Any]) -> TensorSpec:
         dtype=np.dtype(detail["dtype"]),
         scale=float(scale),
         zero_point=int(zero_point),
+        is_dynamic=any(int(size) < 0 for size in detail.get("shape_signature", ())[1:]),
     )
 
 
@@ -93,8 +94,12 @@ def open_interpreter(
         else:
             library, options = _delegate_of(accelerator)
             delegate = _load(load_delegate, library, options, accelerator)
-            interpreter = build(experimental_delegates=[delegate])
+            interpreter = build(
+                experimental_delegates=[delegate], experimental_op_resolver_type=without_xnnpack
+            )
             name = accelerator
+            if not _is_delegated(interpreter):
+                name, reason = "cpu", f"{library} took no operator of this model"
         return InterpreterEngine(interpreter, runtime=runtime, accelerator=name, reason=reason)
     except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
         raise ModelError(_explain(str(error), runtime)) from error

@@ -46,10 +46,7 @@ class Head:
 
 def top_scores(scores: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.intp]:
     """Return the indices of the `limit` highest of float32[n], best first, ties by index."""
-    if scores.size > limit:
-        best = np.argpartition(-scores, limit)[:limit]
-        return best[np.lexsort((best, -scores[best]))]
-    return np.argsort(-scores, kind="stable")
+    return np.argsort(-scores, kind="stable")[:limit]
 
 
 def nms(

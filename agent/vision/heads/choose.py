@@ -89,7 +89,7 @@ def _recognise_ssd(file: TfliteFile, outputs: Sequence[TensorSpec]) -> Recogniti
         )
     return Recognition(
         kind="ssd",
-        class_count=None,
+        class_count=file.ssd_classes,
         order=order,
         why="SSD because its outputs come from TFLite_Detection_PostProcess",
     )

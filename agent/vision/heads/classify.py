@@ -32,6 +32,6 @@ def decode_scores(
     if are_logits:
         values = np.exp(values - values.max())
         values /= values.sum()
-    best = top_scores(values, top_k)
-    best = best[values[best] >= thresholds[best]]
+    passing = np.flatnonzero(values >= thresholds)
+    best = passing[top_scores(values[passing], top_k)]
     return Scores(scores=np.clip(values[best], 0, 1), class_ids=best)
