@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent import __version__
-from agent.config import DEFAULT_CONFIG_PATH, Config, ModelConfig, load_config, parse_model
+from agent.config import DEFAULT_CONFIG_PATH, Config, ModelConfig
+from agent.config_file import load_config, parse_model
 from agent.errors import EXIT_FAILURE, EXIT_OK, AgentError
 from agent.logs import configure_logging
 

@@ -57,6 +57,10 @@ make_venv() {
         "$python" -m venv "$folder" && return 0
         rm -rf "$folder"
     fi
+    # Without it, a pip that is there can still fill an environment made without one.
+    "$python" -m venv --without-pip "$folder" 2>/dev/null &&
+        "$python" -m pip --python "$folder/bin/python" install -q pip 2>/dev/null && return 0
+    rm -rf "$folder"
     "$python" -m virtualenv -q "$folder" 2>/dev/null && return 0
     if command -v uv >/dev/null && uv venv -q --seed --python "$python" "$folder"; then return 0; fi
     die "cannot make a virtual environment: sudo apt install python3-venv"

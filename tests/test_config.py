@@ -7,16 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import (
-    SECTIONS,
-    CameraConfig,
-    Config,
-    DeviceConfig,
-    device_id,
-    load_config,
-    parse_config,
-    tomllib,
-)
+from agent.config import SECTIONS, CameraConfig, Config, DeviceConfig, device_id
+from agent.config_file import load_config, parse_config, tomllib
 from agent.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent

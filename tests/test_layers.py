@@ -12,7 +12,9 @@ AGENT = Path(__file__).resolve().parent.parent / "agent"
 # Lowest first; a room may import itself and what stands before it, except as FORBIDDEN says.
 LAYERS = [
     ["agent", "agent.errors"],
-    ["agent.config", "agent.logs", "agent.redaction"],
+    ["agent.address", "agent.logs", "agent.redaction"],
+    ["agent.config"],
+    ["agent.config_file"],
     ["agent.contract"],
     ["agent.link"],
     ["agent.sensors"],

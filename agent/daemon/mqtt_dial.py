@@ -16,16 +16,25 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from agent import address as addresses
+from agent.address import Address
 from agent.config import MqttConfig
 from agent.daemon.mqtt_tls import explain_tls, short, tls_context
 from agent.errors import BrokerError
+from agent.redaction import redact
 
-# IANA service names: secure-mqtt 8883, mqtt 1883.
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+__all__ = [
+    "Address",
+    "DialCancelledError",
+    "Patience",
+    "Wire",
+    "dial",
+    "parse_address",
+    "read_password",
+]
+
 # MQTT 5, 3.1.3.6: a password is at most 65,535 bytes.
 MAX_PASSWORD_BYTES = 65_535
 # Longest sleep before asking again whether the caller still wants the connection.
@@ -39,19 +48,6 @@ READ_BYTES = 16 << 10
 
 class DialCancelledError(Exception):
     """The caller no longer wants the connection."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """Where the broker is."""
-
-    host: str
-    port: int
-    tls: bool
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 class Patience:
@@ -148,19 +144,11 @@ class Wire:
 
 
 def parse_address(url: str) -> Address:
-    """Return the address in an `mqtt://` or `mqtts://` url."""
+    """Return the broker's address; the configuration lets no other url through."""
     try:
-        parts = urlsplit(url)
-        port = parts.port
+        return addresses.parse_address(url)
     except ValueError as error:
-        raise BrokerError(f'mqtt.url = "{url}": {error}; write mqtt://host:port') from error
-    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-        raise BrokerError(f'mqtt.url = "{url}": write mqtt://host:port, or mqtts:// for TLS')
-    return Address(
-        host=parts.hostname,
-        port=DEFAULT_PORTS[parts.scheme] if port is None else port,
-        tls=parts.scheme == "mqtts",
-    )
+        raise BrokerError(f'mqtt.url = "{redact(url)}": {error}') from error
 
 
 def read_password(path: str) -> str | None:

@@ -31,8 +31,8 @@ from agent.config import (
     Config,
     ModelConfig,
     device_id,
-    load_config,
 )
+from agent.config_file import load_config
 from agent.daemon.mqtt import probe
 from agent.doctor.broker import round_trip
 from agent.errors import EXIT_CONFIG, EXIT_OK, EXIT_UNAVAILABLE, BrokerError, ConfigError

@@ -1,17 +1,16 @@
 """Where frames come from: one file per kind of source, behind one small seam.
 
-A camera is used by one thread at a time, `close` included. No call blocks for longer than
-about five seconds, so that the thread which asks can always say that it is alive. A camera
-never heals itself: when it is lost it says why, and its owner closes it and opens another.
-Nothing here knows what the frames are for, and no message from here contains a password.
+A camera is used by one thread at a time, `close` included. Reading returns within about five
+seconds; opening, and starting a file behind HTTP again, take up to about twenty where a name
+server is silent (`opencv` has the sum), so that the thread which asks can say that it is alive.
+A camera never heals itself: when it is lost it says why, and its owner closes it and opens
+another; its owner also judges when it has been silent for too long. Nothing here knows what
+the frames are for, and no message from here contains a password.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -27,11 +26,7 @@ __all__ = ["Camera", "EndOfStream", "U8Image", "fitting", "open_camera", "redact
 
 U8Image = npt.NDArray[np.uint8]
 
-# A source that is still there but gives nothing for so long counts as lost.
-NO_FRAME_LIMIT_S = 10.0
-CLOSE_LIMIT_S = 2.0
-
-_log = logging.getLogger(__name__)
+SHOWN_CHARS = 200  # of a source in a message
 
 ALLOWED = (
     "auto, /dev/videoN, rtsp://…, http://…, a video file, images:DIR, picamera, picamera:N,"
@@ -46,6 +41,8 @@ class Camera(Protocol):
     """True: frames come at their own pace and may be dropped. False: every frame counts."""
     rate_hz: float | None
     """The source's own frame rate, None where it is not known."""
+    silence_hint: str
+    """What to look at when it is open but gives no frames."""
 
     def read(self, buffer: U8Image | None) -> U8Image | None:
         """Return the next frame, uint8[H, W, 3] BGR; None: none came within a short wait.
@@ -78,25 +75,6 @@ def fitting(buffer: U8Image | None, height: int, width: int) -> U8Image:
     return np.empty((height, width, 3), np.uint8)
 
 
-def close_in_time(what: str, close: Callable[[], None]) -> None:
-    """Run a library's own close, but no longer than CLOSE_LIMIT_S; whatever it raises is logged.
-
-    Some wait for ever on hardware that went away; such a thread is left behind.
-    """
-
-    def run() -> None:
-        try:
-            close()
-        except Exception as error:  # foreign, and nothing can be done about it
-            _log.warning("camera close failed camera=%s reason=%s", what, redact(str(error)))
-
-    thread = threading.Thread(target=run, name="agent.camera-close", daemon=True)
-    thread.start()
-    thread.join(CLOSE_LIMIT_S)
-    if thread.is_alive():
-        _log.warning("camera does not close camera=%s waited_s=%g", what, CLOSE_LIMIT_S)
-
-
 def open_camera(config: CameraConfig, *, skip_frames: int = 0) -> Camera:
     """Open the source that `config` names.
 
@@ -106,17 +84,23 @@ def open_camera(config: CameraConfig, *, skip_frames: int = 0) -> Camera:
     Raises:
         CameraError: it cannot be opened; the message says what to do.
     """
-    source = config.source
-    scheme = urlsplit(source).scheme.lower() if "://" in source else ""
+    try:
+        return _open(config, config.source, skip_frames)
+    except OSError as error:
+        reason = error.strerror or "it cannot be opened"
+        if isinstance(error, PermissionError):
+            reason += "; let the user that runs this read it, and enter the folders above it"
+        raise CameraError(f'source = "{_shown(config.source)}": {reason}') from None
+    except ValueError:  # its text may quote a password
+        raise CameraError(
+            f'source = "{_shown(config.source)}": malformed; allowed are {ALLOWED}'
+        ) from None
+
+
+def _open(config: CameraConfig, source: str, skip_frames: int) -> Camera:
     # Each branch imports its own module: no board needs all of these libraries.
     if source == "auto":
         return _open_first(config)
-    if re.fullmatch(r"/dev/video\d+", source):
-        return _open_device(config, source)
-    if scheme in ("rtsp", "rtsps", "http", "https"):
-        from agent.vision.cameras.opencv import open_stream
-
-        return open_stream(source, loop=config.loop, skip_frames=skip_frames)
     if source == "synthetic":
         from agent.vision.cameras.synthetic import SyntheticCamera
 
@@ -134,14 +118,32 @@ def open_camera(config: CameraConfig, *, skip_frames: int = 0) -> Camera:
 
         folder = Path(source.removeprefix("images:"))
         return ImagesCamera(folder, loop=config.loop, skip_frames=skip_frames)
+    return _open_path_or_address(config, source, skip_frames)
+
+
+def _open_path_or_address(config: CameraConfig, source: str, skip_frames: int) -> Camera:
+    from agent.vision.cameras import network, v4l2
+
+    scheme = network.scheme_of(source)
+    if scheme in network.PORTS:
+        from agent.vision.cameras.opencv import open_stream
+
+        return open_stream(source, loop=config.loop, skip_frames=skip_frames)
+    if device := v4l2.node_of(source):
+        return _open_device(config, device)
     if scheme in ("", "file"):
         return _open_file(config, source, skip_frames)
-    raise CameraError(f'source = "{redact(source)}": unknown; allowed are {ALLOWED}')
+    raise CameraError(f'source = "{_shown(source)}": unknown; allowed are {ALLOWED}')
+
+
+def _shown(source: str) -> str:
+    shown = redact(source)
+    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}…"
 
 
 def _open_file(config: CameraConfig, source: str, skip_frames: int) -> Camera:
     path = Path(unquote(urlsplit(source).path) if source.lower().startswith("file://") else source)
-    shown = redact(source)
+    shown = _shown(source)
     if path.is_dir():
         raise CameraError(
             f'source = "{shown}": a folder; write "images:{shown}" to play its images'

@@ -32,6 +32,7 @@ class ImagesCamera:
 
     live = False
     rate_hz: float | None = None
+    silence_hint = "look at the folder"
 
     def __init__(self, folder: Path, *, loop: bool = False, skip_frames: int = 0) -> None:
         self._folder = folder

@@ -14,35 +14,36 @@ OPENCV_FFMPEG_CAPTURE_OPTIONS for the service.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 
 from agent.errors import CameraError
 from agent.redaction import redact
-from agent.vision.cameras import (
-    NO_FRAME_LIMIT_S,
-    EndOfStream,
-    U8Image,
-    close_in_time,
-    network,
-    v4l2,
-)
+from agent.vision.cameras import EndOfStream, U8Image, network, v4l2
+from agent.vision.cameras.waiting import close_in_time, finish_in_time
 
 if TYPE_CHECKING:
     from agent.vision.cameras import Camera
 
-# OpenCV's own waits end here; it checks both while FFmpeg blocks in the network. A name look-up
-# is the one thing it cannot interrupt: that takes as long as the system's resolver allows.
+# OpenCV's own waits end here; it checks both while FFmpeg blocks in the network.
 OPEN_TIMEOUT_MS = 5000
 READ_TIMEOUT_MS = 5000
+# FFmpeg looks names up itself, and follows redirections to others: OpenCV cannot interrupt that.
+OPENING_LIMIT_S = 7.0
+# Going to a frame of a file behind HTTP, which may take a second opening.
+SEEK_LIMIT_S = 6.0
+# So in the worst case opening takes the name's 5 s (network.RESOLVE_LIMIT_S), OPENING_LIMIT_S
+# and SEEK_LIMIT_S: 5 + 7 + 6 = 18 s; where it fails, 5 + 7 + 3 s for the reason
+# (network.TIMEOUT_S). Reading takes most where a file behind HTTP is to start again:
+# READ_TIMEOUT_MS, 2 s to close it (waiting.CLOSE_LIMIT_S), and 5 + 7 + 3 s again: 22 s.
 V4L_SELECT_TIMEOUT_S = 2  # whole seconds; OpenCV's default of 10 is longer than we may block
 FFMPEG_PARAMS = (
     *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
@@ -65,6 +66,7 @@ class DeviceCamera:
 
     live = True
     rate_hz: float | None
+    silence_hint = "check its cable"
 
     def __init__(self, device: str, width: int, height: int, fps: float) -> None:
         self._device = device
@@ -74,26 +76,19 @@ class DeviceCamera:
             raise CameraError(v4l2.busy_with(device))
         self._ask_for(width, height, fps)
         self.rate_hz = _rate(self._capture)
-        self._last_frame = time.monotonic()
         self._had_frames = False
 
     def read(self, buffer: U8Image | None) -> U8Image | None:
         """Return the next frame; see `Camera.read`. OpenCV's select() bounds the wait."""
         started = time.monotonic()
         frame = _read(self._capture, buffer)
-        now = time.monotonic()
         if frame is not None:
-            self._last_frame = now
             self._had_frames = True
             return frame
         if not Path(self._device).exists():
             raise CameraError(f"{self._device} was unplugged")
-        if now - started < V4L_SELECT_TIMEOUT_S / 2:  # an error rather than a wait
+        if time.monotonic() - started < V4L_SELECT_TIMEOUT_S / 2:  # an error rather than a wait
             raise CameraError(self._why_broken())
-        if now - self._last_frame > NO_FRAME_LIMIT_S:
-            raise CameraError(
-                f"{self._device} has sent nothing for {NO_FRAME_LIMIT_S:g} s; check its cable"
-            )
         return None
 
     def close(self) -> None:
@@ -124,7 +119,7 @@ class DeviceCamera:
             return f"{self._device} stopped giving frames; check its cable and power"
         # Two programs can open a device; only when it is to stream does the second one fail.
         return (
-            f"{v4l2.busy_with(self._device)}; else try a smaller width and height, as cameras"
+            f"{v4l2.busy_with(self._device, held=1)}; else try a smaller width and height, as cameras"
             " on one USB bus share its bandwidth"
         )
 
@@ -134,6 +129,7 @@ class StreamCamera:
 
     live = True
     rate_hz: float | None
+    silence_hint = "look at the camera, and at the network between"
 
     def __init__(self, url: str, capture: cv2.VideoCapture) -> None:
         self._shown = redact(url)
@@ -160,12 +156,20 @@ class FileCamera:
 
     live = False
     rate_hz: float | None
+    silence_hint = "look at the file"
 
-    def __init__(self, url: str, *, loop: bool = False, skip_frames: int = 0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        loop: bool = False,
+        skip_frames: int = 0,
+        capture: cv2.VideoCapture | None = None,
+    ) -> None:
         self._url = url
         self._shown = redact(url)
         self._loop = loop
-        self._capture = _open_ffmpeg(url)
+        self._capture = _open_ffmpeg(url) if capture is None else capture
         self.rate_hz = _rate(self._capture)
         # By the header; some containers only estimate it and raw streams do not have it.
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -175,7 +179,7 @@ class FileCamera:
             skip_frames %= self._count
         self._is_spent = 0 < self._count <= skip_frames
         if skip_frames and not self._is_spent:
-            self._skip(skip_frames)
+            self._skip_in_time(skip_frames)
 
     def read(self, buffer: U8Image | None) -> U8Image | None:
         """Return the next frame; see `Camera.read`."""
@@ -209,9 +213,26 @@ class FileCamera:
 
     def _reopen(self) -> None:
         # Not a seek to 0: raw streams and some servers cannot, and it takes only milliseconds.
-        self._capture.release()
+        self.close()
         self._capture = _open_ffmpeg(self._url)
         self._at = 0
+
+    def _skip_in_time(self, frames: int) -> None:
+        if not _is_network(self._url):
+            self._skip(frames)
+            return
+        try:
+            finish_in_time(
+                lambda: self._skip(frames),
+                SEEK_LIMIT_S,
+                name="agent.camera-seek",
+                discard=lambda _: self._capture.release(),
+            )
+        except TimeoutError:
+            raise CameraError(
+                f"{self._shown}: frame {frames} was not reached within {SEEK_LIMIT_S:g} s; look"
+                " at the network between"
+            ) from None
 
     def _skip(self, frames: int) -> None:
         """Go to frame `frames`, by a seek where that lands where it should."""
@@ -239,27 +260,21 @@ class FileCamera:
 def open_stream(url: str, *, loop: bool, skip_frames: int) -> StreamCamera | FileCamera:
     """Open an RTSP or HTTP address; a file behind HTTP is read as a file."""
     capture = _open_ffmpeg(url)
-    is_rtsp = urlsplit(url).scheme.lower().startswith("rtsp")
+    is_rtsp = network.scheme_of(url).startswith("rtsp")
     if is_rtsp or capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0:
         return StreamCamera(url, capture)
-    capture.release()
-    return FileCamera(url, loop=loop, skip_frames=skip_frames)
+    return FileCamera(url, loop=loop, skip_frames=skip_frames, capture=capture)
 
 
 def _open_ffmpeg(url: str) -> cv2.VideoCapture:
+    """Open a file or an address; the file's path must be absolute."""
     shown = redact(url)
     _prepare_opencv(is_secret=shown != url)
-    started = time.monotonic()
-    try:
-        capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, FFMPEG_PARAMS)
-    except cv2.error:  # its text may quote the address, so it must not be chained
-        raise CameraError(f"{shown}: OpenCV cannot open it") from None
+    if _is_network(url):
+        return _open_address(url, shown)
+    capture = _new_capture(url, shown)
     if capture.isOpened():
         return capture
-    if _is_network(url):
-        if time.monotonic() - started >= OPEN_TIMEOUT_MS / 1000:
-            raise CameraError(f"{shown}: no video within {OPEN_TIMEOUT_MS // 1000} s")
-        raise CameraError(f"{shown}: {network.why_not(url)}")
     try:
         with Path(url).open("rb") as file:
             is_empty = not file.read(1)
@@ -267,6 +282,34 @@ def _open_ffmpeg(url: str) -> cv2.VideoCapture:
         raise CameraError(f"{shown}: cannot be read: {error.strerror}") from error
     reason = "it is empty" if is_empty else "not a video that can be decoded, or cut short"
     raise CameraError(f"{shown}: {reason}")
+
+
+def _open_address(url: str, shown: str) -> cv2.VideoCapture:
+    address = network.parse(url)
+    try:
+        ips = network.resolve(address)
+    except CameraError as error:
+        raise CameraError(f"{shown}: {error}") from None
+    started = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        capture = finish_in_time(
+            lambda: _new_capture(url, shown),
+            OPENING_LIMIT_S,
+            name="agent.camera-open",
+            discard=lambda late: late.release(),
+        )
+        if capture.isOpened():
+            return capture
+    if time.monotonic() - started >= OPEN_TIMEOUT_MS / 1000:
+        raise CameraError(f"{shown}: no video within {OPEN_TIMEOUT_MS // 1000} s")
+    raise CameraError(f"{shown}: {network.why_not(address, ips)}")
+
+
+def _new_capture(url: str, shown: str) -> cv2.VideoCapture:
+    try:
+        return cv2.VideoCapture(url, cv2.CAP_FFMPEG, FFMPEG_PARAMS)
+    except cv2.error:  # its text may quote the address, so it must not be chained
+        raise CameraError(f"{shown}: OpenCV cannot open it") from None
 
 
 def _read(capture: cv2.VideoCapture, buffer: U8Image | None) -> U8Image | None:
@@ -284,7 +327,7 @@ def _rate(capture: cv2.VideoCapture) -> float | None:
 
 
 def _is_network(url: str) -> bool:
-    return urlsplit(url).scheme.lower() in network.PORTS
+    return network.scheme_of(url) in network.PORTS
 
 
 def _prepare_opencv(*, is_secret: bool) -> None:

@@ -32,6 +32,7 @@ class SyntheticCamera:
 
     live = True
     rate_hz: float | None
+    silence_hint = "the board has no time left for it"
 
     def __init__(
         self,

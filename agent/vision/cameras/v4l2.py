@@ -11,6 +11,7 @@ import errno
 import fcntl
 import grp
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,23 @@ def video_nodes(dev: Path = DEV) -> list[Path]:
     return sorted(nodes, key=lambda node: int(node.name[5:]))
 
 
+def node_of(source: str, dev: Path = DEV) -> str | None:
+    """Return the video node that a source below /dev means, None where it means something else.
+
+    udev makes links that stay the same when cameras change places (60-persistent-v4l.rules:
+    v4l/by-id, v4l/by-path). A name that does not exist is returned as it stands, for
+    `problem_with` to tell what there is.
+    """
+    if not source.startswith(f"{dev}/"):
+        return None
+    target = Path(os.path.realpath(source))
+    if target.parent == Path(os.path.realpath(dev)) and re.fullmatch(r"video\d+", target.name):
+        return str(target)
+    # Files in /dev/shm are like any others.
+    is_missing = not source.startswith(f"{dev}/shm/") and not target.exists()
+    return source if is_missing else None
+
+
 def first_capture_device(dev: Path = DEV, ioctl: Ioctl = _ioctl) -> str | None:
     """Return the first node that gives pictures, None where there is none we may open."""
     for path in video_nodes(dev):
@@ -122,9 +140,17 @@ def nothing_found(dev: Path = DEV, ioctl: Ioctl = _ioctl) -> str:
     return f"no camera found: {advice}"
 
 
-def busy_with(device: str, proc: Path = PROC) -> str:
-    """Return the sentence for a device that someone else is using."""
-    users = _users(device, proc)
+def busy_with(device: str, proc: Path = PROC, *, held: int = 0) -> str:
+    """Return the sentence for a device that someone else is using.
+
+    `held` is how many times the asking camera itself has the device open.
+    """
+    own, users = _users(device, proc)
+    if own > held:
+        return (
+            f"{device} is already used by another [[camera]] of this configuration;"
+            " give each a device of its own"
+        )
     who = f"in use by {' and '.join(users)}" if users else "in use by another program"
     return f"{device} is {who}; stop that program, or give this camera another device"
 
@@ -142,11 +168,17 @@ def _why_not(device: str, error: OSError, dev: Path) -> str:
     if error.errno == errno.EBUSY:
         return busy_with(device)
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        present = ", ".join(str(node) for node in video_nodes(dev)) or "no /dev/video* at all"
+        present = ", ".join(map(str, _present(device, dev))) or "no /dev/video* at all"
         return f"{device} does not exist: is the camera plugged in? There is {present}"
     if error.errno in (errno.ENOTTY, errno.EINVAL):
         return f"{device} is not a video device: VIDIOC_QUERYCAP says {error.strerror}"
     return f"{device} cannot be opened: {error.strerror}"
+
+
+def _present(device: str, dev: Path) -> list[Path]:
+    """Return the nodes there are, and their lasting names: by place for who asked for those."""
+    folder = dev / "v4l" / ("by-path" if "/by-path/" in device else "by-id")
+    return [*video_nodes(dev), *sorted(folder.glob("*"))]
 
 
 def _forbidden(node: Path) -> str:
@@ -177,12 +209,11 @@ def _others(dev: Path, ioctl: Ioctl) -> str:
     return f"{other} is one" if other else "no other node is one either"
 
 
-def _users(device: str, proc: Path) -> list[str]:
-    """Return the programs that hold the device open, as far as we may see them."""
-    links = proc.glob("[0-9]*/fd/*")
-    own = str(os.getpid())
-    found = {_program(link) for link in links if link.parts[-3] != own and _leads(link, device)}
-    return sorted(found)
+def _users(device: str, proc: Path) -> tuple[int, list[str]]:
+    """Return how often we hold the device open, and the other programs that do, if we see them."""
+    links = [link for link in proc.glob("[0-9]*/fd/*") if _leads(link, device)]
+    others = [link for link in links if link.parts[-3] != str(os.getpid())]
+    return len(links) - len(others), sorted({_program(link) for link in others})
 
 
 def _leads(link: Path, device: str) -> bool:

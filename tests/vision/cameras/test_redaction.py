@@ -21,7 +21,27 @@ PASSWORDS = PRINTABLE.map(lambda text: f"S3cr{text}Et")
         ("rtsp://joe:pw@cam/1", "rtsp://joe:***@cam/1"),
         ("rtsp://token@cam/1", "rtsp://***@cam/1"),
         ("rtsp://joe:p@ss/w@cam/1", "rtsp://joe:***@cam/1"),
-        ("http://cam/v?user=a&pwd=b&size=4", "http://cam/v?user=a&pwd=***&size=4"),
+        ("http://cam/v?user=a&pwd=b&size=4", "http://cam/v?user=***&pwd=***&size=***"),
+        (
+            "rtsp://cam/cam/realmonitor?channel=1&subtype=0&loginpas=x",
+            "rtsp://cam/cam/realmonitor?channel=1&subtype=0&loginpas=***",
+        ),
+        ("rtsp://joe:p?w@cam/1?Channel=2", "rtsp://joe:***@cam/1?Channel=2"),
+        ("http://cam/v?action=stream;pwd=b", "http://cam/v?action=***"),
+        ("http://cam/v?0123abcd", "http://cam/v?***"),
+        ("http://cam/v?dG9rZW4=&x", "http://cam/v?***&***"),
+        ("http://cam/v?key=***: x&y=1", "http://cam/v?key=***: x&y=1"),
+        ("http://cam/v?key=***:secret", "http://cam/v?key=***"),
+        ("http://cam/v?", "http://cam/v?"),
+        ("file:///clips/a?b=c.mp4", "file:///clips/a?b=c.mp4"),
+        (
+            "gst:souphttpsrc location=http://cam/v?key=abc ! x",
+            "gst:souphttpsrc location=http://cam/v?key=*** ! x",
+        ),
+        (
+            'source = "http://a/?p=x" and http://b/?auth=y',
+            'source = "http://a/?p=*** and http://b/?auth=***',
+        ),
         ("rtsp://cam:554/1", "rtsp://cam:554/1"),
         ("/dev/video0", "/dev/video0"),
         ("file:///clips/a@b.mp4", "file:///clips/a@b.mp4"),
@@ -58,6 +78,23 @@ def test_a_password_in_a_pipeline_is_never_shown(password: str, name: str) -> No
     assert "S3cr" not in redact(f"gst:rtspsrc {name}={password}")
 
 
+VALUES = PRINTABLE.filter(lambda text: len(text) >= 3 and not set("&*") & set(text))
+KEYS = ["p", "psw", "pswd", "loginpas", "auth", "key", "sid", "", "channel_key"]
+
+
+@given(VALUES, st.sampled_from(KEYS), st.sampled_from(["rtsp", "https", "HTTP"]), st.booleans())
+def test_a_value_in_a_query_is_never_shown(
+    value: str, key: str, scheme: str, is_in_text: bool
+) -> None:
+    before = f"{scheme}://joe@cam.example/video?channel=1&"
+    word = f"{before}{key}={value}&subtype=0"
+    shown = redact(f"cannot open {word}: refused" if is_in_text else word)
+    # What is around it holds short texts of its own.
+    around = f"cannot open {redact(before)}{key}=***&***&subtype=0: refused"
+    assert value not in shown or value in around
+    assert f"S3cr{value}Et" not in redact(word.replace(value, f"S3cr{value}Et"))
+
+
 @given(st.text())
 def test_it_never_raises(text: str) -> None:
     redact(text)
@@ -66,9 +103,18 @@ def test_it_never_raises(text: str) -> None:
 
 @given(PASSWORDS)
 def test_a_message_about_a_redacted_source_is_left_whole(password: str) -> None:
-    for source in (f"rtsp://joe:{password}@cam/1", "gst:rtspsrc user-pw=a location=rtsp://a:b@c"):
-        message = f"{redact(source)}: the server doesn't answer"
-        assert redact(message) == message
+    for source in (
+        f"rtsp://joe:{password}@cam/1",
+        f"rtsp://cam/1?channel=1&key={password}",
+        f"rtsp://cam/1?key={password}&channel=1",
+        "gst:rtspsrc user-pw=a location=rtsp://a:b@c",
+        "gst:rtspsrc location=http://cam/?channel=1",
+    ):
+        for message in (
+            f"{redact(source)}: the server doesn't answer; is it on? x=1 & so on",
+            f'source = "{redact(source)}": unknown, is it?',
+        ):
+            assert redact(message) == message
 
 
 def test_it_needs_neither_numpy_nor_opencv() -> None:
