@@ -70,11 +70,212 @@ def test_every_fault_in_one_go():
         ("[model]\nonly_listed = true", "nothing would be left"),
         ("[mqtt", "not valid TOML"),
         ("[model]\nscore_threshold = nan", "must be a number from 0 to 1"),
-        ("[[camera]]\nfps = inf", "must be a number from 0 to 1000"),
+        ("[[camera]]\nfps = inf", "camera[0].fps = inf: must be a number from 0 to 1000"),
+        ("camera = [1]", "camera[0] = 1: must be a section, [[camera]]"),
+        ("[mqtt]\noutbox_max_mb = 0.0001", "must be a number from 0.01 to 4096"),
+        (
+            "[device]\ngroups = ['a b']",
+            "must be a list of names (letters, digits, - and _, at most 64 characters)",
+        ),
+        ("[model]\nlabels = { keyboard = 2 }", "model.labels.keyboard = 2: must be a number"),
+        ("[model]\nlabels = { 'a b' = 2 }", 'model.labels."a b" = 2: must be a number'),
+        (f"[model]\nthreads = 0x{'f' * 6000}", "model.threads = 0xfff"),
+        (f"[model]\nthreads = {'9' * 6000}", "not valid TOML"),
+        ('[model]\nlabels_file = "a\\nb"', 'model.labels_file = "a\\nb": cannot be read'),
+        ('[model]\nlabels_file = "a\\u0000b"', "not a path"),
     ],
 )
 def test_contradictions_and_odd_values(text, sentence):
     assert any(sentence in problem for problem in faults(text)), faults(text)
+
+
+SECRETS = [
+    '[[camera]]\nsourc = "rtsp://admin:geheim@h/x"',
+    '[[camera]]\nsourc = "admin:geheim@h/x"',
+    '[[camera]]\nsourc = "http://h/video?token=geheim"',
+    '[[camera]]\n"rtsp://admin:geheim@h" = 1',
+    '[[camera]]\nsource = ["rtsp://admin:geheim@h"]',
+    'camera = ["rtsp://admin:geheim@h"]',
+    'model = { camera = "rtsp://admin:geheim@h", other = [{ password = "geheim" }] }',
+    'mqtt = [{ login = { api_token = "geheim" } }]',
+    '[mqtt]\nurl = "mqtt://u:geheim@h"',
+    '[mqtt]\nurl = "mqtt://geheim@h"',
+    '[mqtt]\nurl = "geheim@h:1883"',
+    '[mqtt]\nurl = "u:geheim@mqtt://h"',
+    '[mqtt]\npassword = "geheim"',
+    '[mqtt]\nPassPhrase = ["geheim"]',
+    '[mqtt]\nsecret.word = "geheim"',
+    '[mqtt]\nusername = "u"\npassword_file = "geheim"',
+    '[mqtt]\nkey = "geheim"',
+    '[mqtt]\nkey_file = "-----BEGIN PRIVATE KEY-----\\ngeheim"',
+    f'[mqtt]\nusr = "{"x" * 5000}rtsp://admin:geheim@h"',
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_no_fault_gives_a_secret_away(text):
+    found = faults(text)
+    assert found
+    assert "geheim" not in "\n".join(found)
+    assert all(problem.isprintable() for problem in found)
+
+
+def test_hidden_values_are_stars():
+    assert faults('[mqtt]\npassword = "hunter2"') == [
+        "mqtt.password = ***: unknown key; did you mean `password_file`?"
+    ]
+    [problem] = faults('[[camera]]\nsourc = "rtsp://admin:geheim@h/x"')
+    assert problem.startswith('camera[0].sourc = "rtsp://admin:***@h/x": unknown key')
+
+
+def test_paths_of_secrets_are_shown():
+    found = faults("[mqtt]\nusername='u'\npassword_file='/no/such'\nkey_file='my.key'")
+    assert found == [
+        "mqtt.cert_file, mqtt.key_file: a client certificate needs both",
+        'mqtt.password_file = "/no/such": cannot be read: No such file or directory',
+        'mqtt.key_file = "my.key": cannot be read: No such file or directory',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("mqtt://u:geheim@h", "put them in username and password_file"),
+        ("mqtt://h:99999", "a number from 1 to 65535"),
+        ("mqtt://h:0", "a number from 1 to 65535"),
+        ("mqtt://h:abc", "must be mqtt://host:port, or mqtts:// for TLS"),
+        ("mqtt://h:", "must be mqtt://host:port"),
+        ("mqtt://:1883", "must be mqtt://host:port"),
+        ("mqtt://[::1", "in brackets"),
+        ("mqtt://::1", "in brackets"),
+        ("mqtt://[::1%]", "in brackets"),
+        ("mqtt://[1:2]:1883", "neither a name nor an IP address"),
+        ("mqtt://1883", "neither a name nor an IP address"),
+        ("mqtt://192.168.1.256", "neither a name nor an IP address"),
+        ("mqtt://a..b", "neither a name nor an IP address"),
+        ("mqtt://h?x=1", "must be mqtt://host:port"),
+        ("mqtt://h:1883/topic", "must be mqtt://host:port"),
+        ("mqtt://h:1883\\u0000", "must be mqtt://host:port"),
+        ("mqtt://h:1883\\n", "must be mqtt://host:port"),
+        ("http://h", "must be mqtt://host:port"),
+        ("h:abc", "must be mqtt://host:port"),
+        ("", "must be mqtt://host:port"),
+    ],
+)
+def test_a_broker_s_address_that_is_none(url, sentence):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f'[mqtt]\nurl = "{url}"')
+    [problem] = caught.value.problems
+    assert problem.startswith("mqtt.url = ")
+    assert sentence in problem
+    assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["mqtt://[::1]:1883", "mqtts://[fe80::1%eth0]/", "mqtt://10.0.0.1", "mqtt://my_box.lan.:1"],
+)
+def test_a_broker_s_address(url):
+    config, _ = parse_config(f'[mqtt]\nurl = "{url}"')
+    assert config.mqtt.url == url
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sentence"),
+    [
+        ("", "no empty level"),
+        ("/edge", "no empty level"),
+        ("edge/", "no empty level"),
+        ("edge//farm", "no empty level"),
+        ("$SYS/edge", "must not begin with $"),
+        ("a\\u0000b", "control characters"),
+        ("a\\u001bb", "control characters"),
+        ("a\\u0085b", "control characters"),
+        ("a\\uFFFEb", "control characters"),
+        ("a b", "without spaces"),
+        ("edge/#", "+ and #"),
+        ("+/edge", "+ and #"),
+        ("ä" * 101, "at most 200 bytes"),
+    ],
+)
+def test_a_prefix_that_brokers_would_not_take(prefix, sentence):
+    [problem] = faults(f'[mqtt]\nprefix = "{prefix}"')
+    assert problem.startswith("mqtt.prefix = ")
+    assert sentence in problem
+    assert problem.isprintable()
+
+
+@pytest.mark.parametrize("prefix", ["edge", "farm/east", "höfe/a$b", "ä" * 100])
+def test_a_prefix(prefix):
+    config, _ = parse_config(f'[mqtt]\nprefix = "{prefix}"')
+    assert config.mqtt.prefix == prefix
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_one_device"),
+    [
+        ("auto", "auto", True),
+        ("/dev/video0", "/dev/video0", True),
+        ("picamera", "picamera", True),
+        ("picamera", "picamera:0", True),
+        ("picamera:0", "picamera:1", False),
+        ("/dev/video0", "/dev/video2", False),
+        ("rtsp://h/x", "rtsp://h/x", False),
+        ("synthetic", "synthetic", False),
+        ("/clips/a.mp4", "/clips/a.mp4", False),
+    ],
+)
+def test_two_cameras_do_not_share_a_device(first, second, is_one_device):
+    text = f"""
+        [[camera]]
+        name = "door"
+        source = "{first}"
+        [[camera]]
+        name = "yard"
+        source = "synthetic"
+        [[camera]]
+        name = "porch"
+        source = "{second}"
+    """
+    if not is_one_device:
+        parse_config(text)
+        return
+    [problem] = faults(text)
+    assert problem == (
+        f'camera[2].source = "{second}": cameras "door" (camera[0]) and "porch" (camera[2])'
+        " would share one device; give each its own"
+    )
+
+
+def test_faults_of_every_kind_come_in_the_order_of_the_file():
+    found = faults("""
+        [telemetry]
+        interval_s = 0
+        [[camera]]
+        fps = -1
+        [[camera]]
+        [[camera]]
+        [mqtt]
+        password_file = "/no/such"
+        [modle]
+        [model]
+        only_listed = true
+        [device]
+        x = 1
+        id = "a b"
+    """)
+    assert [problem.split(":")[0].split(" ")[0] for problem in found] == [
+        "telemetry.interval_s",
+        "camera[0].fps",
+        "camera[2].name",
+        "camera[2].source",
+        "mqtt.password_file",
+        "mqtt.password_file",
+        "modle",
+        "model.only_listed",
+        "device.x",
+        "device.id",
+    ]
 
 
 def test_reserved_keys_are_read_with_a_warning():

@@ -362,7 +362,7 @@ def probe(settings: MqttConfig, timeout_s: float) -> str:
     doorbell = Doorbell()
     try:
         try:
-            session = _probe_with("5", settings, patience, doorbell, client_id)
+            session = _probe_with("5", settings, patience.share(2), doorbell, client_id)
         except ProtocolRefusedError:
             session = _probe_with("3.1.1", settings, patience, doorbell, client_id)
         session.goodbye(patience)

@@ -10,7 +10,7 @@ from watching import eventually, record
 
 from agent.config import MqttConfig
 from agent.daemon.mqtt import probe
-from agent.daemon.mqtt_dial import parse_address, read_password
+from agent.daemon.mqtt_dial import Patience, dial, parse_address, read_password
 from agent.daemon.mqtt_words import explain_connack, explain_disconnect
 from agent.errors import BrokerError
 
@@ -105,7 +105,8 @@ def test_unreachable_brokers_each_have_their_own_sentence():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"mqtt://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(BrokerError, match="is it an MQTT broker"):
-            probe(MqttConfig(url=url), 0.3)
+            # Both versions of MQTT are tried in this time, each with a look-up of its own.
+            probe(MqttConfig(url=url), 2.0)
 
 
 def test_a_password_is_the_first_line_and_no_longer_than_mqtt_allows(tmp_path):
@@ -125,16 +126,30 @@ def test_a_password_is_the_first_line_and_no_longer_than_mqtt_allows(tmp_path):
         ("mqtt://broker", "broker:1883"),
         ("mqtts://broker/", "broker:8883"),
         ("mqtt://[::1]:9", "[::1]:9"),
+        ("mqtts://[fe80::1%eth0]", "[fe80::1%eth0]:8883"),
     ],
 )
 def test_addresses(url, shown):
     assert str(parse_address(url)) == shown
 
 
-@pytest.mark.parametrize("url", ["mqtt://broker:99999", "http://broker", "mqtt://:1883"])
+@pytest.mark.parametrize(
+    "url", ["mqtt://broker:99999", "http://broker", "mqtt://:1883", "mqtt://u:hunter2@broker"]
+)
 def test_addresses_that_are_none(url):
-    with pytest.raises(BrokerError, match=r"mqtt\.url"):
+    with pytest.raises(BrokerError, match=r"mqtt\.url") as caught:
         parse_address(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_ipv6_address_is_dialled():
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 loopback address")
+    with server:
+        settings = MqttConfig(url=f"mqtt://[::1]:{server.getsockname()[1]}")
+        dial(parse_address(settings.url), settings, Patience(5.0)).close()
 
 
 @pytest.mark.parametrize("code", [*range(0x80, 0xA3)])
