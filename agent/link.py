@@ -80,6 +80,7 @@ class CameraChange(Struct, frozen=True, kw_only=True, tag="camera"):
     camera: str
     state: CameraState
     reason: str | None
+    is_fault: bool  # False for the end of a file
     at: float
     width: int | None = None
     height: int | None = None

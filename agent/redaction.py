@@ -22,15 +22,19 @@ _NAMES = (
     r"(?:[\w-]*(?:pass|passwd|password|passphrase|pwd|token|secret|authorization|api[-_]?key)"
     r"|(?:[\w-]*[-_])?pw)"
 )
+# Only these separate words (`a`): a no-break space is as good a part of a password as any other.
+_SPACE = re.compile(r"(?a)(\s+)")
 # Where a message goes on after a source that it quotes.
 _MARKS = r"[:;,.!\"')\]]{1,2}"
 # What is already hidden is left, so that a message which quotes it keeps its other words.
-_ASSIGNMENT = re.compile(rf"(?i)(?<![\w-])({_NAMES})=(?!\*\*\*(?:{_MARKS})?(?:[\s&]|$))[^&]*")
-_SPACED_ASSIGNMENT = re.compile(rf"(?i)(?<![\w-])({_NAMES})\s*=\s*")
-_CREDENTIALS = re.compile(r"(?i)\b(?!file:)([a-z][a-z0-9+.-]*://)(.*)@", re.DOTALL)
-_URL_AT_START = re.compile(r"(?i)\s*[a-z][a-z0-9+.-]*://")
-_TO_QUERY = re.compile(rf"(?i)\b(?!file:)[a-z][a-z0-9+.-]*://(?:(?!{_MARKS}\s)[^?])*\?")
-_SHOWABLE = re.compile(rf"(?:([^=&]*)=)?(\*\*\*|[\w.-]{{1,20}})(&|(?={_MARKS}\s)|{_MARKS}$|$)")
+_ASSIGNMENT = re.compile(rf"(?ai)(?<![\w-])({_NAMES})=(?!\*\*\*(?:{_MARKS})?(?:[\s&]|$))[^&]*")
+_SPACED_ASSIGNMENT = re.compile(rf"(?ai)(?<![\w-])({_NAMES})\s*=\s*")
+_CREDENTIALS = re.compile(
+    rf"(?ai)\b(?!file:)([a-z][a-z0-9+.-]*://)(.*)@((?:(?!{_MARKS}\s)[^&])*)", re.DOTALL
+)
+_URL_AT_START = re.compile(r"(?ai)\s*[a-z][a-z0-9+.-]*://")
+_TO_QUERY = re.compile(rf"(?ai)\b(?!file:)[a-z][a-z0-9+.-]*://(?:(?!{_MARKS}\s)[^?])*\?")
+_SHOWABLE = re.compile(rf"(?a)(?:([^=&]*)=)?(\*\*\*|[\w.-]{{1,20}})(&|(?={_MARKS}\s)|{_MARKS}$|$)")
 
 
 def redact(source: str) -> str:
@@ -43,7 +47,7 @@ def redact(source: str) -> str:
             return " ".join(_redact_word(word) for word in shlex.split(joined))
         except ValueError:  # a quote is not closed: no telling where a value ends
             return _redact_word(joined)
-    return "".join(_redact_word(part) for part in re.split(r"(\s+)", joined))
+    return "".join(_redact_word(part) for part in _SPACE.split(joined))
 
 
 def _redact_word(word: str) -> str:
@@ -52,10 +56,12 @@ def _redact_word(word: str) -> str:
 
 
 def _without_password(found: re.Match[str]) -> str:
-    scheme, credentials = found.groups()
+    scheme, credentials, rest = found.groups()
+    if "?" in credentials:  # or the @ is in a query, and what follows belongs to a value there
+        return f"{scheme}{HIDDEN}@{HIDDEN}"
     user, colon, _ = credentials.partition(":")
     # A single word before the @ may be a token, so it is hidden whole.
-    return f"{scheme}{user}:{HIDDEN}@" if colon else f"{scheme}{HIDDEN}@"
+    return f"{scheme}{user}:{HIDDEN}@{rest}" if colon else f"{scheme}{HIDDEN}@{rest}"
 
 
 def _hide_queries(text: str) -> str:

@@ -151,7 +151,7 @@ class Report:
         camera.width = change.width or camera.width
         camera.height = change.height or camera.height
         code = f"camera.{change.camera}"
-        if change.state == "offline":
+        if change.is_fault:
             self._note(code, f"camera {change.camera}: {change.reason}")
         else:
             self._problems.pop(code, None)

@@ -1,7 +1,8 @@
 """One camera's thread: open, read, pace, offer to the slot; reopen with back-off when it is lost.
 
 Whatever the source does, this thread comes back within the source's own read deadline, and
-nothing else ever waits for it.
+nothing else ever waits for it. A source that fails in a way nobody foresaw is a lost camera
+like any other, and never a reason for the other cameras to stop.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import logging
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
 from agent.config import CameraConfig
 from agent.contract.payloads import CameraState
@@ -22,13 +26,27 @@ log = logging.getLogger(__name__)
 
 REOPEN_FIRST_S = 1.0
 REOPEN_MOST_S = 30.0
-# A source that opened but gives nothing for this long is closed and opened again.
+# A source that opened but gives nothing for this long, or for as long as so many of its frames
+# take, is closed and opened again.
 SILENCE_S = 5.0
+SILENCE_FRAMES = 3
 # A source that worked this long has earned a quick first retry again.
 STABLE_S = 30.0
 WAIT_S = 0.5
 
-ReportChange = Callable[[CameraState, str | None, U8Image | None], None]
+
+class ReportChange(Protocol):
+    """Told when the camera comes, goes or ends; `pixels` is the first frame of one that came."""
+
+    def __call__(
+        self,
+        state: CameraState,
+        reason: str | None = None,
+        pixels: U8Image | None = None,
+        *,
+        is_fault: bool = False,
+    ) -> None:
+        """Note it; called by the capture thread."""
 
 
 class Capture:
@@ -39,6 +57,7 @@ class Capture:
         config: CameraConfig,
         *,
         next_frame_id: int,
+        skip: int = 0,
         slot: LatestSlot,
         buffers: FrameBuffers,
         stopping: threading.Event,
@@ -50,6 +69,7 @@ class Capture:
         self.captured = 0  # written by this thread alone
         self.dropped = 0
         self._next_frame_id = next_frame_id
+        self._skip = skip  # frames of a file to step over, counted as dropped
         self._slot = slot
         self._buffers = buffers
         self._stopping = stopping
@@ -69,15 +89,29 @@ class Capture:
                 return  # a file has ended, or we are stopping
             except CameraError as error:
                 reason = redact(str(error))
+                log_level, detail = logging.WARNING, ""
+            except Exception as error:  # foreign; whatever it is, other cameras go on
+                reason = f"unexpected: {type(error).__name__}"
+                log_level, detail = logging.ERROR, self._describe(error)
             if time.monotonic() - opened_at > STABLE_S:
                 failures, said = 0, ""
             delay = min(REOPEN_MOST_S, REOPEN_FIRST_S * 2**failures) * random.uniform(0.75, 1.25)
             failures = min(failures + 1, 10)
-            self._report("offline", reason, None)
+            self._report("offline", reason, is_fault=True)
             if reason != said:  # once, not at each attempt
-                log.warning("camera lost camera=%s reason=%s", self.config.name, reason)
+                log.log(
+                    log_level, "camera lost camera=%s reason=%s%s", self.config.name, reason, detail
+                )
                 said = reason
             self._sleep(delay)
+
+    def _describe(self, error: Exception) -> str:
+        """Return where an error came from, and its text where that cannot hold a password."""
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        place = f" at={Path(at.filename).name}:{at.lineno}"
+        # A piece of a password can be anywhere in it, and then looks like any other word.
+        has_secret = redact(self.config.source) != self.config.source
+        return place if has_secret else f"{place} text={redact(str(error))}"
 
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -87,48 +121,66 @@ class Capture:
 
     def _session(self) -> None:
         """Open the source once and read it to its end."""
-        camera = self._open_source(self.config, skip_frames=self._next_frame_id - 1)
-        is_paced = not camera.live and self.config.realtime
-        rate_hz = self.config.fps or (camera.rate_hz if is_paced else 0.0) or 0.0
-        next_due = last_frame_at = time.monotonic()
-        is_online = False
+        start = self._next_frame_id - 1 + self._skip
+        camera = self._open_source(self.config, skip_frames=start)
+        if not camera.live:
+            self._next_frame_id += self._skip
+            self.dropped += self._skip
+            self._slot.note_dropped(self._skip)
+            self._skip = 0
         try:
-            while not self._stopping.is_set():
-                self._tick()
-                buffer = self._buffers.take()
-                pixels = None
-                try:
-                    pixels = camera.read(buffer)
-                finally:
-                    if pixels is None:
-                        self._buffers.give_back(buffer)
-                now = time.monotonic()
-                if pixels is None:
-                    if now - last_frame_at > SILENCE_S:
-                        raise CameraError(f"no frame for {SILENCE_S:.0f} s")
-                    continue
-                last_frame_at = now
-                if not is_online:
-                    is_online = True
-                    log.info("camera online camera=%s", self.config.name)
-                    self._report("online", None, pixels)
-                if rate_hz and not camera.live:
-                    # Files are held back to the rate; a clip that fell behind is not hurried.
-                    self._sleep(next_due - now)
-                    next_due = max(next_due + 1 / rate_hz, time.monotonic() - 1 / rate_hz)
-                elif rate_hz:
-                    # Live frames above the rate are not wanted; half a period of grace keeps a
-                    # 30 Hz camera asked for 30 Hz whole in spite of jitter.
-                    if now < next_due - 0.5 / rate_hz:
-                        self._buffers.give_back(pixels)
-                        continue
-                    next_due = max(next_due + 1 / rate_hz, now)
-                self._offer(pixels, may_drop=camera.live or is_paced)
+            self._read_all(camera)
         except EndOfStream as end:
-            self._report("offline", str(end) or "end of file", None)
+            self._report("offline", str(end) or "end of file")
             log.info("camera ended camera=%s", self.config.name)
         finally:
             camera.close()
+
+    def _read_all(self, camera: Camera) -> None:
+        is_paced = not camera.live and self.config.realtime
+        rate_hz = self.config.fps or (camera.rate_hz if is_paced else 0.0) or 0.0
+        next_due = time.monotonic()
+        is_online = False
+        while (pixels := self._next_frame(camera)) is not None:
+            now = time.monotonic()
+            if not is_online:
+                is_online = True
+                log.info("camera online camera=%s", self.config.name)
+                self._report("online", pixels=pixels)
+            if rate_hz and not camera.live:
+                # Files are held back to the rate; a clip that fell behind is not hurried.
+                self._sleep(next_due - now)
+                next_due = max(next_due + 1 / rate_hz, time.monotonic() - 1 / rate_hz)
+            elif rate_hz:
+                # Live frames above the rate are not wanted; half a period of grace keeps a
+                # 30 Hz camera asked for 30 Hz whole in spite of jitter.
+                if now < next_due - 0.5 / rate_hz:
+                    self._buffers.give_back(pixels)
+                    continue
+                next_due = max(next_due + 1 / rate_hz, now)
+            self._offer(pixels, may_drop=camera.live or is_paced)
+
+    def _next_frame(self, camera: Camera) -> U8Image | None:
+        """Return the camera's next frame, None when it is time to stop."""
+        # What a camera says of itself comes first: a slower rate that is only wanted of it must
+        # not hide its loss.
+        rate_hz = camera.rate_hz or self.config.fps
+        limit_s = max(SILENCE_S, SILENCE_FRAMES / rate_hz) if rate_hz else SILENCE_S
+        asked_at = time.monotonic()
+        while not self._stopping.is_set():
+            self._tick()
+            buffer = self._buffers.take()
+            pixels = None
+            try:
+                pixels = camera.read(buffer)
+            finally:
+                if pixels is None:
+                    self._buffers.give_back(buffer)
+            if pixels is not None:
+                return pixels
+            if time.monotonic() - asked_at > limit_s:
+                raise CameraError(f"no frame for {limit_s:.0f} s; {camera.silence_hint}")
+        return None
 
     def _offer(self, pixels: U8Image, *, may_drop: bool) -> None:
         while not may_drop and not self._slot.wait_empty(WAIT_S):

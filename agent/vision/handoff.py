@@ -68,6 +68,11 @@ class LatestSlot:
             self._ready.notify_all()
         return replaced
 
+    def note_dropped(self, count: int) -> None:
+        """Count frames that were stepped over without being captured."""
+        with self._ready:
+            self.dropped_since_take += count
+
     def wait_empty(self, timeout_s: float) -> bool:
         """Wait until a frame would replace nothing; for files, where every frame counts."""
         with self._ready:

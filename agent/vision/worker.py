@@ -146,13 +146,20 @@ class Worker:
         def tick() -> None:
             self._capture_ticks[name] = time.monotonic_ns()
 
-        def report(state: CameraState, reason: str | None, pixels: U8Image | None) -> None:
+        def report(
+            state: CameraState,
+            reason: str | None = None,
+            pixels: U8Image | None = None,
+            *,
+            is_fault: bool = False,
+        ) -> None:
             height, width = pixels.shape[:2] if pixels is not None else (None, None)
             self._say(
                 CameraChange(
                     camera=name,
                     state=state,
                     reason=reason,
+                    is_fault=is_fault,
                     at=time.time(),
                     width=width,
                     height=height,
@@ -162,6 +169,7 @@ class Worker:
         capture = Capture(
             config,
             next_frame_id=resume.next_frame_id,
+            skip=resume.skip,
             slot=slot,
             buffers=buffers,
             stopping=self.stopping,

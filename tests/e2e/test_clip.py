@@ -34,6 +34,8 @@ def test_every_frame_gives_one_result(broker, subscriber, run_agent):
         )
     )
     assert "end" in ended["reason"]
+    assert ended["fps"] is None
+    assert subscriber.last(f"{DEVICE}/status")["health"] == [], "the end of a file is no fault"
     assert [r["frame_id"] for r in results] == list(range(1, count + 1))
     assert [r["seq"] for r in results] == list(range(1, count + 1))
     assert {r["dropped"] for r in results} == {0}

@@ -19,7 +19,7 @@ from agent.vision.pipeline import CameraLane, Pipeline
 class Rig:
     """A pipeline with fake cameras, and what comes out of it."""
 
-    def __init__(self, cameras, engine=None, *, configs=None, starts=None):
+    def __init__(self, cameras, engine=None, *, configs=None, starts=None, skip=0):
         self.engine = engine or FakeEngine()
         self.model = fake_model(self.engine)
         self.stopping = threading.Event()
@@ -36,11 +36,14 @@ class Rig:
             capture = Capture(
                 config,
                 next_frame_id=start,
+                skip=skip,
                 slot=slot,
                 buffers=buffers,
                 stopping=self.stopping,
                 tick=lambda name=name: self.ticks.__setitem__(name, time.monotonic()),
-                report=lambda *change, name=name: self.changes.append((name, *change[:2])),
+                report=lambda state, reason=None, pixels=None, *, is_fault=False, name=name: (
+                    self.changes.append((name, state, reason))
+                ),
                 open_source=source,
             )
             stream = CameraStream(name=name, publish=config.publish, next_seq=1)
@@ -156,11 +159,56 @@ def test_a_lost_camera_is_opened_again_and_ids_go_on(rig, monkeypatch):
 
 
 def test_a_silent_camera_is_given_up(rig, monkeypatch):
+    assert capture_module.SILENCE_S == 5
     monkeypatch.setattr(capture_module, "SILENCE_S", 0.05)
     monkeypatch.setattr(capture_module, "REOPEN_FIRST_S", 0.01)
-    silent = FakeCamera(0, live=True, script=dict.fromkeys(range(1, 10**6)) | {0: None})
+    silent = FakeCamera(0, live=True, script=dict.fromkeys(range(10**6)))
+    silent.silence_hint = "check its cable"
     running = rig({"a": source(silent)})
-    running.wait(lambda: any("no frame for" in str(change[2]) for change in running.changes))
+    running.wait(lambda: ("a", "offline", "no frame for 0 s; check its cable") in running.changes)
+
+
+@pytest.mark.parametrize(
+    ("known_hz", "wanted_hz", "is_lost"),
+    [(3.0, 0.0, False), (None, 3.0, False), (100.0, 3.0, True), (None, 0.0, True)],
+)
+def test_a_slow_camera_is_given_time(rig, monkeypatch, known_hz, wanted_hz, is_lost):
+    monkeypatch.setattr(capture_module, "SILENCE_S", 0.05)
+
+    class Slow(FakeCamera):
+        silence_hint = "check its cable"
+
+        def read(self, buffer):
+            time.sleep(0.01)
+            return super().read(buffer)
+
+    slow = Slow(33, live=True, rate_hz=known_hz, script=dict.fromkeys(range(1, 32)))
+    config = CameraConfig(name="a", source="fake", fps=wanted_hz)
+    running = rig({"a": source(slow)}, configs={"a": config})
+    running.wait(lambda: any(change[1] == "offline" for change in running.changes))
+    reason = next(change[2] for change in running.changes if change[1] == "offline")
+    assert reason.startswith("no frame for" if is_lost else "ended")
+
+
+@pytest.mark.parametrize("is_opening", [True, False])
+def test_a_failure_nobody_foresaw_is_one_lost_camera(rig, monkeypatch, caplog, is_opening):
+    monkeypatch.setattr(capture_module, "REOPEN_FIRST_S", 0.01)
+    failure = RuntimeError("netloc 'joe:geheim' is odd")
+    bad = source(failure if is_opening else FakeCamera(9, script={0: failure}), FakeCamera(2))
+    config = CameraConfig(name="bad", source="rtsp://joe:geheim@cam/1")
+    running = rig({"good": source(FakeCamera(60)), "bad": bad}, configs={"bad": config})
+    running.wait(lambda: len(running.results) == 62)
+    assert ("bad", "offline", "unexpected: RuntimeError") in running.changes
+    assert "camera lost camera=bad reason=unexpected: RuntimeError at=" in caplog.text
+    assert "geheim" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_failure_of_a_source_without_secrets_is_quoted(rig, monkeypatch, caplog):
+    monkeypatch.setattr(capture_module, "REOPEN_FIRST_S", 0.01)
+    running = rig({"a": source(KeyError("caps"), FakeCamera(1))})
+    running.wait(lambda: running.results)
+    assert "text='caps'" in caplog.text
 
 
 def test_the_frame_that_has_waited_longest_goes_first():
@@ -202,6 +250,15 @@ def test_start_number_is_kept_by_a_replaced_worker(rig):
     running.wait(lambda: len(running.results) == 10)
     assert opener.skipped == [20]
     assert running.results[0]["frame_id"] == 21
+
+
+def test_frames_stepped_over_are_counted_as_dropped(rig):
+    opener = source(FakeCamera(30, start=23))
+    running = rig({"a": opener}, starts={"a": 21}, skip=3)
+    running.wait(lambda: len(running.results) == 7)
+    assert opener.skipped == [23]
+    assert (running.results[0]["frame_id"], running.results[0]["dropped"]) == (24, 3)
+    assert running.lanes["a"].capture.dropped == 3
 
 
 def test_real_time_file_keeps_the_clips_rate(rig):

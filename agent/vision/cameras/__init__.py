@@ -26,11 +26,11 @@ __all__ = ["Camera", "EndOfStream", "U8Image", "fitting", "open_camera", "redact
 
 U8Image = npt.NDArray[np.uint8]
 
-SHOWN_CHARS = 200  # of a source in a message
+SHOWN_CHARS = 300  # of a source in a message
 
 ALLOWED = (
-    "auto, /dev/videoN, rtsp://…, http://…, a video file, images:DIR, picamera, picamera:N,"
-    " gst:<pipeline> or synthetic"
+    "auto, /dev/videoN, /dev/v4l/by-id/…, rtsp://…, http://…, a video file, images:DIR,"
+    " picamera, picamera:N, gst:<pipeline> or synthetic"
 )
 
 

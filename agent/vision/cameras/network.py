@@ -106,9 +106,7 @@ def why_not(address: Address, ips: list[str]) -> str:
     deadline = time.monotonic() + TIMEOUT_S
     try:
         with _connect(ips, port, deadline) as connection:
-            return _explain(
-                _status(connection, address, deadline), has_credentials=has_credentials
-            )
+            return _explain(_status(connection, address, deadline), has_credentials=has_credentials)
     except ConnectionRefusedError:
         return f"nothing listens on {host} port {port}; check the port and that it is switched on"
     except TimeoutError:

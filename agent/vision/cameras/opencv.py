@@ -41,9 +41,9 @@ OPENING_LIMIT_S = 7.0
 # Going to a frame of a file behind HTTP, which may take a second opening.
 SEEK_LIMIT_S = 6.0
 # So in the worst case opening takes the name's 5 s (network.RESOLVE_LIMIT_S), OPENING_LIMIT_S
-# and SEEK_LIMIT_S: 5 + 7 + 6 = 18 s; where it fails, 5 + 7 + 3 s for the reason
-# (network.TIMEOUT_S). Reading takes most where a file behind HTTP is to start again:
-# READ_TIMEOUT_MS, 2 s to close it (waiting.CLOSE_LIMIT_S), and 5 + 7 + 3 s again: 22 s.
+# and SEEK_LIMIT_S: 5 + 7 + 6 = 18 s; where it fails, less than 5 + 5 + 3 s for the reason
+# (network.TIMEOUT_S). Reading takes longest where a file behind HTTP starts again: 2 s to close
+# it (waiting.CLOSE_LIMIT_S), the same 5 + 7 s, and READ_TIMEOUT_MS: 19 s.
 V4L_SELECT_TIMEOUT_S = 2  # whole seconds; OpenCV's default of 10 is longer than we may block
 FFMPEG_PARAMS = (
     *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
@@ -119,8 +119,8 @@ class DeviceCamera:
             return f"{self._device} stopped giving frames; check its cable and power"
         # Two programs can open a device; only when it is to stream does the second one fail.
         return (
-            f"{v4l2.busy_with(self._device, held=1)}; else try a smaller width and height, as cameras"
-            " on one USB bus share its bandwidth"
+            f"{v4l2.busy_with(self._device, held=1)}; else try a smaller width and height, as"
+            " cameras on one USB bus share its bandwidth"
         )
 
 
@@ -175,6 +175,7 @@ class FileCamera:
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._count = int(count) if 0 < count < math.inf else 0
         self._at = 0
+        self._starts_again = False
         if loop and self._count:
             skip_frames %= self._count
         self._is_spent = 0 < self._count <= skip_frames
@@ -185,8 +186,13 @@ class FileCamera:
         """Return the next frame; see `Camera.read`."""
         if self._is_spent:
             raise EndOfStream(f"{self._shown}: all of its {self._count} frames were read before")
+        if self._starts_again:
+            self._reopen()
         frame = _read(self._capture, buffer)
         if frame is None and self._ends():
+            if _is_network(self._url):
+                self._starts_again = True  # at the next call, as both may take long
+                return None
             self._reopen()
             frame = _read(self._capture, buffer)
         if frame is None:
@@ -216,6 +222,7 @@ class FileCamera:
         self.close()
         self._capture = _open_ffmpeg(self._url)
         self._at = 0
+        self._starts_again = False
 
     def _skip_in_time(self, frames: int) -> None:
         if not _is_network(self._url):

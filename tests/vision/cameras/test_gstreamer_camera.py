@@ -124,9 +124,6 @@ def test_a_pipeline_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     os.kill(pid, signal.SIGSTOP)
     silent = [camera.read(None) for _ in range(4)]
     assert silent[-1] is None
-    monkeypatch.setattr(gstreamer, "NO_FRAME_LIMIT_S", 0.0)
-    with pytest.raises(CameraError, match="no frame for"):
-        camera.read(None)
     started = time.monotonic()
     camera.close()  # a stopped process takes nothing but SIGKILL
     assert time.monotonic() - started < 3

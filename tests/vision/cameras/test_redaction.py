@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.redaction import redact
@@ -26,7 +26,9 @@ PASSWORDS = PRINTABLE.map(lambda text: f"S3cr{text}Et")
             "rtsp://cam/cam/realmonitor?channel=1&subtype=0&loginpas=x",
             "rtsp://cam/cam/realmonitor?channel=1&subtype=0&loginpas=***",
         ),
-        ("rtsp://joe:p?w@cam/1?Channel=2", "rtsp://joe:***@cam/1?Channel=2"),
+        ("rtsp://joe:pw@cam/1?Channel=2", "rtsp://joe:***@cam/1?Channel=2"),
+        ("rtsp://joe:p?w@cam/1", "rtsp://***@***"),
+        ("http://cam/v?p=ab@cd&fps=5", "http://***@***&fps=5"),
         ("http://cam/v?action=stream;pwd=b", "http://cam/v?action=***"),
         ("http://cam/v?0123abcd", "http://cam/v?***"),
         ("http://cam/v?dG9rZW4=&x", "http://cam/v?***&***"),
@@ -66,7 +68,8 @@ def test_known_forms(source: str, shown: str) -> None:
 def test_a_password_in_a_url_is_never_shown(password: str, scheme: str) -> None:
     shown = redact(f"{scheme}://joe:{password}@camera.example:554/stream")
     assert "S3cr" not in shown
-    assert "camera.example" in shown
+    # Behind a question mark, what follows an @ may be the rest of a parameter's value.
+    assert "camera.example" in shown or "?" in password
 
 
 @given(PASSWORDS, st.sampled_from(["user-pw", "password", "proxy-pw", "location-pw", "token"]))
@@ -82,6 +85,8 @@ VALUES = PRINTABLE.filter(lambda text: len(text) >= 3 and not set("&*") & set(te
 KEYS = ["p", "psw", "pswd", "loginpas", "auth", "key", "sid", "", "channel_key"]
 
 
+@example("@00", "p", "rtsp", False)
+@example("\x8500", "p", "rtsp", True)
 @given(VALUES, st.sampled_from(KEYS), st.sampled_from(["rtsp", "https", "HTTP"]), st.booleans())
 def test_a_value_in_a_query_is_never_shown(
     value: str, key: str, scheme: str, is_in_text: bool
@@ -92,7 +97,7 @@ def test_a_value_in_a_query_is_never_shown(
     # What is around it holds short texts of its own.
     around = f"cannot open {redact(before)}{key}=***&***&subtype=0: refused"
     assert value not in shown or value in around
-    assert f"S3cr{value}Et" not in redact(word.replace(value, f"S3cr{value}Et"))
+    assert "S3cr" not in redact(f"{before}{key}=S3cr{value}&subtype=0")
 
 
 @given(st.text())

@@ -55,6 +55,14 @@ def test_a_slow_camera_says_none_meanwhile() -> None:
     assert number(camera) == 1
 
 
+def test_a_very_slow_camera_is_not_a_lost_one() -> None:
+    camera, clock = make(fps=0.1)
+    assert number(camera) == 0
+    assert [camera.read(None) for _ in range(9)] == [None] * 9
+    assert number(camera) == 1
+    assert clock.now == pytest.approx(110)
+
+
 @given(st.integers(32, 200), st.integers(16, 90), st.integers(0, 2**24))
 def test_a_frame_depends_on_its_number_and_size_alone(width: int, height: int, n: int) -> None:
     images = []

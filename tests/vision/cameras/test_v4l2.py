@@ -90,6 +90,32 @@ def test_a_missing_node_lists_those_there_are(kernel: FakeKernel) -> None:
     assert f"There is {kernel.dev}/video0" in (kernel.problem(missing) or "")
 
 
+def test_lasting_names_lead_to_nodes(kernel: FakeKernel) -> None:
+    node = kernel.add("video2", CAPTURE)
+    for name in ("by-id/usb-Cam_1-video-index0", "by-path/pci-usb-0:1-video-index0"):
+        link = kernel.dev / "v4l" / name
+        link.parent.mkdir(parents=True)
+        link.symlink_to("../../video2")
+        assert v4l2.node_of(str(link), kernel.dev) == node
+        missing = str(link.with_name("usb-Other-video-index0"))
+        assert v4l2.node_of(missing, kernel.dev) == missing
+        said = kernel.problem(missing) or ""
+        assert f"does not exist: is the camera plugged in? There is {node}, {link}" in said
+
+
+def test_which_sources_are_nodes(kernel: FakeKernel, tmp_path: Path) -> None:
+    node = kernel.add("video0", CAPTURE)
+    (kernel.dev / "shm").mkdir()
+    for other in (kernel.dev / "null", kernel.dev / "shm" / "clip.mp4"):
+        other.touch()
+    assert v4l2.node_of(node, kernel.dev) == node
+    for name in ("null", "shm/clip.mp4", "shm/missing.mp4"):
+        assert v4l2.node_of(str(kernel.dev / name), kernel.dev) is None
+    assert v4l2.node_of("clip.mp4", kernel.dev) is None
+    (kernel.dev / "gone").symlink_to("video9")  # udev has not taken it away yet
+    assert v4l2.node_of(str(kernel.dev / "gone"), kernel.dev) == str(kernel.dev / "video9")
+
+
 @pytest.mark.parametrize(
     ("caps", "kind"),
     [
@@ -131,9 +157,22 @@ def test_busy_names_the_program(tmp_path: Path) -> None:
     assert "in use by another program" in v4l2.busy_with("/dev/video2", tmp_path)
 
 
+def test_busy_with_another_camera_of_ours(tmp_path: Path) -> None:
+    folder = tmp_path / str(os.getpid()) / "fd"
+    folder.mkdir(parents=True)
+    (folder / "3").symlink_to("/dev/video0")
+    ours = "/dev/video0 is already used by another [[camera]] of this configuration"
+    assert ours in v4l2.busy_with("/dev/video0", tmp_path)
+    assert "in use by another program" in v4l2.busy_with("/dev/video0", tmp_path, held=1)
+    (folder / "4").symlink_to("/dev/video0")
+    assert ours in v4l2.busy_with("/dev/video0", tmp_path, held=1)
+
+
 def test_through_the_factory() -> None:
     with pytest.raises(CameraError, match=r"/dev/video987 does not exist"):
         open_camera(CameraConfig(source="/dev/video987"))
+    with pytest.raises(CameraError, match=r"by-id/usb-None-video-index0 does not exist"):
+        open_camera(CameraConfig(source="/dev/v4l/by-id/usb-None-video-index0"))
     if not v4l2.video_nodes():
         with pytest.raises(CameraError, match="no camera found: plug in a USB camera"):
             open_camera(CameraConfig(source="auto"))
