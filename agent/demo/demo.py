@@ -7,6 +7,8 @@ as `edge-agent run` would be, with a configuration of five lines that plays the 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import tempfile
 import time
@@ -19,7 +21,7 @@ from agent.demo.broker import HOST, LocalBroker, start_broker
 from agent.demo.children import Child, Children, Interrupted, Signals
 from agent.demo.story import Story
 from agent.demo.subscriber import Subscriber
-from agent.demo.summary import HINTS, summary_rows, verdict
+from agent.demo.summary import hints, summary_rows, verdict
 from agent.demo.usage import Use
 from agent.demo.view import Scene, View, choose_view
 from agent.errors import EXIT_OK, EXIT_USAGE, AgentError, UnavailableError
@@ -70,7 +72,7 @@ def run_demo(seconds: float) -> int:
         except Interrupted:
             return EXIT_SIGNAL + signals.last
         if ending.is_interrupted:
-            _tell(ending, view, HINTS)
+            _tell(ending, view, hints(_program()))
             return EXIT_SIGNAL + signals.last
         return _judge(ending, view)
 
@@ -186,13 +188,21 @@ def _check_silence(story: Story, now: float) -> None:
     )
 
 
+def _program() -> str:
+    """Return how to call this program again from here: its name where the shell finds it."""
+    called = Path(sys.argv[0])
+    if called.name != "edge-agent" or shutil.which("edge-agent") == str(called):
+        return "edge-agent"
+    return os.path.relpath(called)
+
+
 def _judge(ending: Ending, view: View) -> int:
     """Print the summary and return success, or show the daemon's log and raise what was wrong."""
     failure = ending.failure
     if failure is None:
         story = ending.scene.story
         problem = verdict(story.figures, seconds=story.seconds, silent_s=ending.scene.silent_s)
-        _tell(ending, view, hints=[] if problem else HINTS)
+        _tell(ending, view, [] if problem else hints(_program()))
         if not problem:
             return EXIT_OK
         failure = AgentError(problem)
@@ -201,6 +211,6 @@ def _judge(ending: Ending, view: View) -> int:
     raise failure
 
 
-def _tell(ending: Ending, view: View, hints: list[str]) -> None:
+def _tell(ending: Ending, view: View, next_steps: list[str]) -> None:
     if ending.scene.story.figures.results:
-        view.summary(summary_rows(ending.scene, ending.use), hints)
+        view.summary(summary_rows(ending.scene, ending.use), next_steps)

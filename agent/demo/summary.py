@@ -13,16 +13,19 @@ SHOWN = ("person", "cat", "cup")
 # A daemon that stopped publishing so long before the end did not run to the end.
 STALLED_S = 3.0
 
-HINTS = [
-    "Try next:",
-    "  edge-agent detect default photo.jpg --save out   boxes drawn into your photo",
-    "  mosquitto_sub -h localhost -t 'edge/#' -v        what a running agent publishes",
-    "  edge-agent check                                 is this board ready?",
-    "For a camera, put this into agent.toml: edge-agent run --config agent.toml",
-    "  [[camera]]",
-    '  name = "door"',
-    '  source = "/dev/video0"',
-]
+
+def hints(program: str) -> list[str]:
+    """Return what to try next; `program` is how this one was called."""
+    return [
+        "Try next:",
+        f"  {program} detect default photo.jpg --save out    boxes drawn into your photo",
+        f"  {program} check                                  is this board ready?",
+        "  mosquitto_sub -h localhost -t 'edge/#' -v    what a running agent publishes",
+        f"For a camera, put this into agent.toml: {program} run --config agent.toml",
+        "  [[camera]]",
+        '  name = "door"',
+        '  source = "/dev/video0"',
+    ]
 
 
 def summary_rows(scene: Scene, use: dict[str, Use]) -> list[tuple[str, str]]:

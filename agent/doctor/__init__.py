@@ -44,7 +44,7 @@ State = Literal["ok", "warn", "fail"]
 
 # A camera may take 5 s to open and 12 s for its first frame, and is then read for 2 s; the
 # rest is a slow board importing OpenCV.
-CAMERA_LIMIT_S = 30.0
+CAMERA_LIMIT_S = 40.0
 MODEL_LIMIT_S = 90.0
 BROKER_LIMIT_S = 10.0
 BLACK_BELOW = 8.0  # mean of 0 to 255; a covered lens gives noise of less than this

@@ -33,6 +33,7 @@ class FakeCamera:
     ) -> None:
         self.live = live
         self.rate_hz = rate_hz
+        self.silence_hint = "look at the fake"
         self.closed = False
         self._next = start
         self._frames = frames
