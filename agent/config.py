@@ -79,8 +79,8 @@ class CameraConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     source: Annotated[
         Annotated[str, Meta(min_length=1)],
         help_text(
-            "auto | /dev/videoN | /dev/v4l/by-id/… | rtsp://… | http://… | file.mp4 | images:DIR | picamera"
-            " | gst:<pipeline> | synthetic"
+            "auto | /dev/videoN | /dev/v4l/by-id/… | rtsp://… | http://… | file.mp4 | images:DIR"
+            " | picamera | gst:<pipeline> | synthetic"
         ),
     ] = "auto"
     width: Annotated[

@@ -139,15 +139,26 @@ class Capture:
     def _read_all(self, camera: Camera) -> None:
         is_paced = not camera.live and self.config.realtime
         rate_hz = self.config.fps or (camera.rate_hz if is_paced else 0.0) or 0.0
+        is_held_back = rate_hz > 0 and not camera.live
         next_due = time.monotonic()
+        lead_s = 0.0
         is_online = False
-        while (pixels := self._next_frame(camera)) is not None:
+        while True:
+            if is_held_back:
+                # Decoded when it is nearly due, as a camera's frame would be, and not while the
+                # frame before needs the processor for its inference.
+                self._sleep(next_due - lead_s - time.monotonic())
+            started = time.monotonic()
+            pixels = self._next_frame(camera)
+            if pixels is None:
+                return
             now = time.monotonic()
+            lead_s = 2 * (now - started)
             if not is_online:
                 is_online = True
                 log.info("camera online camera=%s", self.config.name)
                 self._report("online", pixels=pixels)
-            if rate_hz and not camera.live:
+            if is_held_back:
                 # Files are held back to the rate; a clip that fell behind is not hurried.
                 self._sleep(next_due - now)
                 next_due = max(next_due + 1 / rate_hz, time.monotonic() - 1 / rate_hz)

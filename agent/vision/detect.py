@@ -143,7 +143,7 @@ class StillModel:
         decoded = model.head.decode(self._outputs)
         found: Findings
         if isinstance(decoded, Boxes):
-            xyxy = boxes_to_frame(decoded.xyxy_norm, model.plan, transform)
+            xyxy = boxes_to_frame(decoded.xyxy_norm, transform)
             found = detections_of(decoded, xyxy, model)
         else:
             found = classes_of(decoded, model)

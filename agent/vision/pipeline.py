@@ -200,7 +200,7 @@ class Pipeline:
     def _decode(self, inferred: Inferred) -> list[Detection] | list[Classification]:
         decoded = self.model.head.decode(inferred.outputs)
         if isinstance(decoded, Boxes):
-            xyxy = boxes_to_frame(decoded.xyxy_norm, self.model.plan, inferred.prepared.transform)
+            xyxy = boxes_to_frame(decoded.xyxy_norm, inferred.prepared.transform)
             return detections_of(decoded, xyxy, self.model)
         return classes_of(decoded, self.model)
 

@@ -19,6 +19,7 @@ from agent.vision.engines import Tensor, TensorSpec
 
 U8Image = npt.NDArray[np.uint8]
 F32Boxes = npt.NDArray[np.float32]
+F32Vector = npt.NDArray[np.float32]
 Resize = Literal["stretch", "letterbox"]
 # The grey of Ultralytics' letterbox, ultralytics/data/augment.py LetterBox.
 LETTERBOX_GREY = 114
@@ -28,12 +29,18 @@ LETTERBOX_GREY = 114
 class Transform:
     """Where the frame lies in the input: input px = frame px * scale + pad."""
 
-    scale_x: float
-    scale_y: float
-    pad_x_px: float
-    pad_y_px: float
     frame_width: int
     frame_height: int
+    scale_x: float
+    scale_y: float
+    pad_x_px: int
+    pad_y_px: int
+    inside_width: int
+    inside_height: int
+    # The way back for xyxy boxes, float32[4] each: frame px = norm * box_scale + box_shift.
+    box_scale: F32Vector
+    box_shift: F32Vector
+    box_limits: F32Vector
 
 
 class InputPlan:
@@ -55,7 +62,7 @@ class InputPlan:
         self.color = color
         self.table = table  # [1, 256, channels] of dtype: pixel value -> stored value; None: as is
         self.flip_sign = flip_sign  # int8 input that is the pixel byte minus 128
-        self.inside = (0, 0)  # (width, height) of the last picture, around which grey stands
+        self.transform: Transform | None = None  # of the last frame; grey stands around its inside
         self.resized = np.empty((self.height, self.width, 3), np.uint8)
         self.pixels = np.empty((self.height, self.width, self.channels), np.uint8)
 
@@ -163,21 +170,16 @@ def preprocess(pixels: U8Image, plan: InputPlan, tensor: Tensor) -> Transform:
     Bilinear, as the models' own training pipelines resize.
     """
     height, width = pixels.shape[:2]
-    if plan.resize == "letterbox":
-        scale = min(plan.width / width, plan.height / height)
-        new_width = max(1, min(plan.width, round(width * scale)))
-        new_height = max(1, min(plan.height, round(height * scale)))
-    else:
-        new_width, new_height = plan.width, plan.height
-    left, top = (plan.width - new_width) // 2, (plan.height - new_height) // 2
-
+    where = plan.transform
+    if where is None or (where.frame_width, where.frame_height) != (width, height):
+        plan.transform = where = _fit(plan, width, height)
+        plan.pixels.fill(LETTERBOX_GREY)
+    new_width, new_height = where.inside_width, where.inside_height
+    left, top = where.pad_x_px, where.pad_y_px
     resized = plan.resized.reshape(-1)[: new_height * new_width * 3]
     resized = resized.reshape(new_height, new_width, 3)
     cv2.resize(pixels, (new_width, new_height), dst=resized, interpolation=cv2.INTER_LINEAR)
     inner = plan.pixels[top : top + new_height, left : left + new_width]
-    if plan.inside != (new_width, new_height):
-        plan.pixels.fill(LETTERBOX_GREY)
-        plan.inside = (new_width, new_height)
     if plan.channels == 1:
         inner[...] = cv2.cvtColor(resized, cv2.COLOR_BGR2GRAY)[..., None]
     elif plan.color == "rgb":
@@ -185,20 +187,37 @@ def preprocess(pixels: U8Image, plan: InputPlan, tensor: Tensor) -> Transform:
     else:
         np.copyto(inner, resized)
     plan.store(plan.pixels, tensor)
+    return where
+
+
+def _fit(plan: InputPlan, width: int, height: int) -> Transform:
+    """Work out the geometry for frames of one size."""
+    new_width, new_height = plan.width, plan.height
+    if plan.resize == "letterbox":
+        scale = min(plan.width / width, plan.height / height)
+        new_width = max(1, min(plan.width, round(width * scale)))
+        new_height = max(1, min(plan.height, round(height * scale)))
+    left, top = (plan.width - new_width) // 2, (plan.height - new_height) // 2
+    scale_x, scale_y = new_width / width, new_height / height
     return Transform(
-        scale_x=new_width / width,
-        scale_y=new_height / height,
-        pad_x_px=left,
-        pad_y_px=top,
         frame_width=width,
         frame_height=height,
+        scale_x=scale_x,
+        scale_y=scale_y,
+        pad_x_px=left,
+        pad_y_px=top,
+        inside_width=new_width,
+        inside_height=new_height,
+        box_scale=np.array([plan.width / scale_x, plan.height / scale_y] * 2, np.float32),
+        box_shift=np.array([-left / scale_x, -top / scale_y] * 2, np.float32),
+        box_limits=np.array([width, height] * 2, np.float32),
     )
 
 
-def boxes_to_frame(xyxy_norm: F32Boxes, plan: InputPlan, transform: Transform) -> F32Boxes:
+def boxes_to_frame(xyxy_norm: F32Boxes, where: Transform) -> F32Boxes:
     """Return float32[n, 4] boxes of the input (0 to 1) as pixels of the frame, clipped to it."""
-    boxes = xyxy_norm * np.array([plan.width, plan.height] * 2, np.float32)
-    boxes -= np.array([transform.pad_x_px, transform.pad_y_px] * 2, np.float32)
-    boxes /= np.array([transform.scale_x, transform.scale_y] * 2, np.float32)
-    limits = np.array([transform.frame_width, transform.frame_height] * 2, np.float32)
-    return np.clip(boxes, 0, limits, out=boxes)
+    boxes: F32Boxes = xyxy_norm * where.box_scale
+    boxes += where.box_shift
+    np.maximum(boxes, 0, out=boxes)
+    np.minimum(boxes, where.box_limits, out=boxes)
+    return boxes

@@ -34,7 +34,7 @@ def run_on(model, pixels):
     model.engine.invoke()
     model.engine.read_outputs(outputs)
     found = model.head.decode(outputs)
-    return found, boxes_to_frame(found.xyxy_norm, model.plan, where)
+    return found, boxes_to_frame(found.xyxy_norm, where)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -276,7 +276,7 @@ def test_zoo_agreement_in_process(zoo, runtime):
             model.engine.read_outputs(outputs)
             decoded = model.head.decode(outputs)
             if isinstance(decoded, Boxes):
-                boxes = boxes_to_frame(decoded.xyxy_norm, model.plan, where)
+                boxes = boxes_to_frame(decoded.xyxy_norm, where)
                 found = {"detections": detections_of(decoded, boxes, model)}
             else:
                 found = {"classes": classes_of(decoded, model)}
