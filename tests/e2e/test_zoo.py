@@ -2,11 +2,17 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from agreement import problems
 from harness import config_text
 
+RUNTIMES = [
+    name
+    for name, module in (("litert", "ai_edge_litert"), ("tflite-runtime", "tflite_runtime"))
+    if find_spec(module)
+]
 MODELS = [
     "ssd_mobilenet_v1_coco_quant",
     "yolov8n_full_integer_quant_224",
@@ -16,8 +22,9 @@ MODELS = [
 ]
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", MODELS)
-def test_daemon_agrees(zoo, tmp_path, broker, subscriber, run_agent, name):
+def test_daemon_agrees(zoo, tmp_path, broker, subscriber, run_agent, name, runtime):
     reference = json.loads((zoo / "expected.json").read_text())
     expected = reference["expected"][name]
     pictures = tmp_path / "pictures"
@@ -28,12 +35,14 @@ def test_daemon_agrees(zoo, tmp_path, broker, subscriber, run_agent, name):
         config_text(
             broker.port,
             source=f"images:{pictures}",
-            model=f'path = "{zoo / "models" / name}.tflite"',
+            model=f'path = "{zoo / "models" / name}.tflite"\nruntime = "{runtime}"',
         )
     )
-    results = subscriber.wait_results(len(expected))
+    results = subscriber.wait_results(len(expected), timeout_s=60)
     by_name = dict(zip(sorted(expected), results, strict=True))
-    tolerance = reference["tolerance"]["same_runtime"]
+    tolerance = reference["tolerance"][
+        "same_runtime" if runtime == "litert" else "other_runtime_or_cpu"
+    ]
     assert not [
         problem
         for picture, rows in expected.items()
