@@ -29,7 +29,7 @@ def measure(model_path: str, clip: str, seconds: float, threads: int) -> dict[st
     model = load_model(ModelConfig(path=model_path, threads=threads))
     tensors = _tensors(model, clip)
     engine = model.engine
-    times_ms = []
+    times_ms: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         for tensor in tensors:
@@ -52,7 +52,7 @@ def measure(model_path: str, clip: str, seconds: float, threads: int) -> dict[st
 
 def _paced_ms(model: Model, tensors: list[Tensor], seconds: float) -> list[float]:
     """Invoke 30 times a second: after each pause caches are cold, for the bare interpreter too."""
-    times_ms = []
+    times_ms: list[float] = []
     due = time.perf_counter()
     until = due + seconds
     while due < until:
