@@ -7,8 +7,6 @@ and TFLite, and `--help` answers at once.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from agent import __version__
 from agent.config import DEFAULT_CONFIG_PATH, Config, ModelConfig
 from agent.config_file import load_config, parse_model
-from agent.errors import EXIT_FAILURE, EXIT_OK, AgentError
+from agent.errors import EXIT_OK, exit_code_of
 from agent.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
 DESCRIPTION = "Quantized TFLite inference on camera frames, published over MQTT."
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,17 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     configure_logging(arguments.log_level)
     command: Callable[[argparse.Namespace], int] = arguments.command
-    try:
-        return command(arguments)
-    except AgentError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away, as `| head` does; keep Python quiet at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILURE
+    return exit_code_of(lambda: command(arguments))
 
 
 def build_parser() -> argparse.ArgumentParser:

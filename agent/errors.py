@@ -11,8 +11,15 @@ Each message is one sentence that says what was wrong, where, and what to do.
 Foreign exceptions are wrapped once, in the adapter that met them, with `from`.
 """
 
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
 # sysexits.h: EX_UNAVAILABLE and EX_CONFIG; systemd and shell scripts know them.
 EXIT_OK = 0
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
@@ -53,3 +60,18 @@ class CameraError(UnavailableError):
 
 class BrokerError(UnavailableError):
     """An MQTT broker that cannot be reached or refuses us."""
+
+
+def exit_code_of(work: Callable[[], int]) -> int:
+    """Do a command's work; turn what goes wrong into a sentence on stderr and an exit code."""
+    try:
+        return work()
+    except AgentError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does; keep Python quiet at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE

@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -23,10 +22,9 @@ from typing import TypeVar
 import msgspec
 
 from agent.config import Runtime
-from agent.errors import EXIT_FAILURE, AgentError, ModelError
+from agent.errors import EXIT_INTERRUPTED, ModelError, exit_code_of
 from agent.logs import configure_logging
 
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -69,13 +67,4 @@ def serve(request_type: type[T], work: Callable[[T], int]) -> int:
     """Be the child: do the work that stdin asks for; return its exit code."""
     level, request = json.loads(sys.stdin.buffer.read())
     configure_logging(level)
-    try:
-        return work(msgspec.convert(request, request_type))
-    except AgentError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILURE
+    return exit_code_of(lambda: work(msgspec.convert(request, request_type)))

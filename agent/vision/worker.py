@@ -90,7 +90,7 @@ class Worker:
         if self._pipeline is not None and self._pipeline.failure is not None:
             failure = self._pipeline.failure
             self._say(Failed(code="worker", reason=f"{type(failure).__name__}: {failure}"))
-            return 1
+            return EXIT_FAILURE
         return 0
 
     def _build(self, start: Start) -> list[threading.Thread]:
