@@ -44,10 +44,15 @@ class Subscriber:
         self._changed = threading.Condition()
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self._client.reconnect_delay_set(0.2, 0.5)
-        self._client.on_connect = lambda client, *_: client.subscribe(topic, qos=1)
+        self._client.on_connect = lambda client, *_: (
+            self._disconnected.clear(),
+            client.subscribe(topic, qos=1),
+        )
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = self._keep
+        self._client.on_disconnect = lambda *_: self._disconnected.set()
         self._subscribed = threading.Event()
+        self._disconnected = threading.Event()
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         assert self._subscribed.wait(10)
@@ -84,8 +89,9 @@ class Subscriber:
         return self.results()
 
     def close(self) -> None:
-        """Disconnect."""
-        self._client.disconnect()
+        """Disconnect; paho closes its socket only if its loop may run until that is done."""
+        if self._client.disconnect() == mqtt.MQTT_ERR_SUCCESS:
+            self._disconnected.wait(2)
         self._client.loop_stop()
 
 
