@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_check(commands)
     _add_detect(commands)
+    _add_eval(commands)
     _add_model(commands)
     _add_schema(commands)
     _add_bench(commands)
@@ -98,6 +99,36 @@ def _add_detect(commands: Commands) -> None:
     parser.set_defaults(command=_detect)
 
 
+def _add_eval(commands: Commands) -> None:
+    parser = commands.add_parser("eval", help="hold models against what they should find")
+    parser.add_argument("models", nargs="+", metavar="model", help="as for detect")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="or one picture")
+    parser.add_argument(
+        "--expected",
+        type=Path,
+        metavar="FILE",
+        help="expected results or COCO annotations (JSON), a pose CSV, or a mask or folder of them",
+    )
+    parser.add_argument(
+        "--iou", type=_share, default=0.5, help="overlap from which boxes match (default 0.5)"
+    )
+    parser.add_argument(
+        "--tolerance", default="", metavar="NAME", help="which of the file's (default: by runtime)"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="write what was found, for a later --expected"
+    )
+    _add_model_options(parser)
+    parser.set_defaults(command=_eval)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
 def _add_model(commands: Commands) -> None:
     parser = commands.add_parser("model", help="look at a model")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
@@ -105,6 +136,11 @@ def _add_model(commands: Commands) -> None:
     inspect.add_argument("model", help="a shipped name, a .tflite file, or a folder")
     _add_model_options(inspect)
     inspect.set_defaults(command=_inspect)
+    tune = actions.add_parser("tune", help="measure how a model runs best here, and remember it")
+    tune.add_argument("model", help="as for inspect, or a name in [models]")
+    _add_config(tune)
+    _add_model_options(tune)
+    tune.set_defaults(command=_tune)
 
 
 def _add_schema(commands: Commands) -> None:
@@ -123,6 +159,19 @@ def _add_bench(commands: Commands) -> None:
     parser.add_argument("--runs", type=int, default=3, help="repetitions; medians are printed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.set_defaults(command=_bench)
+    kinds = parser.add_subparsers(metavar="KIND", title="other measurements")
+    heads = kinds.add_parser("heads", help="what decoding the outputs costs, per kind of head")
+    heads.add_argument("--seconds", type=float, default=1.0, help="per row (default 1)")
+    heads.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    heads.set_defaults(command=_bench_heads)
+    cameras = kinds.add_parser("cameras", help="1, 2 and 4 cameras, and two engines against one")
+    cameras.add_argument("--model", default="default")
+    cameras.add_argument("--second", default="", metavar="MODEL", help="(default: the same)")
+    cameras.add_argument("--clip", default="", metavar="FILE", help="video (default: demo clip)")
+    cameras.add_argument("--seconds", type=float, default=10.0, help="per measurement")
+    cameras.add_argument("--runs", type=int, default=3, help="repetitions; medians are printed")
+    cameras.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    cameras.set_defaults(command=_bench_cameras)
 
 
 def find_config(path: Path | None) -> tuple[Config, list[str]]:
@@ -159,15 +208,36 @@ def _detect(arguments: argparse.Namespace) -> int:
     )
 
 
+def _eval(arguments: argparse.Namespace) -> int:
+    from agent.evaluate.evaluate import run_eval
+
+    return run_eval(
+        [_model_config(arguments, model) for model in arguments.models],
+        images=arguments.images,
+        expected=arguments.expected,
+        least_iou=arguments.iou,
+        tolerance=arguments.tolerance,
+        as_json=arguments.json,
+        save=arguments.save,
+    )
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
     from agent.vision.inspect import run_inspect
 
     return run_inspect(_model_config(arguments), as_json=arguments.json)
 
 
-def _model_config(arguments: argparse.Namespace) -> ModelConfig:
+def _tune(arguments: argparse.Namespace) -> int:
+    from agent.vision.tune import run_tune
+
+    config, _ = find_config(arguments.config)
+    return run_tune(config, _model_config(arguments), as_json=arguments.json)
+
+
+def _model_config(arguments: argparse.Namespace, model: str = "") -> ModelConfig:
     return parse_model(
-        path=arguments.model,
+        path=model or arguments.model,
         runtime=arguments.runtime,
         accelerator=arguments.accelerator,
         threads=arguments.threads,
@@ -188,6 +258,25 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     return run_bench(
         model=arguments.model,
+        clip=arguments.clip,
+        seconds=arguments.seconds,
+        runs=arguments.runs,
+        json_file=arguments.json,
+    )
+
+
+def _bench_heads(arguments: argparse.Namespace) -> int:
+    from agent.bench.heads import run_heads
+
+    return run_heads(seconds=arguments.seconds, json_file=arguments.json)
+
+
+def _bench_cameras(arguments: argparse.Namespace) -> int:
+    from agent.bench.cameras import run_cameras
+
+    return run_cameras(
+        model=arguments.model,
+        second=arguments.second,
         clip=arguments.clip,
         seconds=arguments.seconds,
         runs=arguments.runs,

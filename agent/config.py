@@ -12,7 +12,7 @@ import hashlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -24,13 +24,39 @@ DEFAULT_CONFIG_PATH = Path("/etc/edge-agent/agent.toml")
 MAX_PREFIX_BYTES = 200
 
 # Names become MQTT topic levels and Home Assistant object ids, so no `/`, `+`, `#` or spaces.
-NAME_PATTERN = "^[A-Za-z0-9_-]{1,64}$"
+# (`$` would let a line end pass.)
+NAME_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 NameOrEmpty = Annotated[str, Meta(pattern=NAME_PATTERN.replace("{1,", "{0,"))]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
-Accelerator = Annotated[str, Meta(pattern=r"^(auto|cpu|edgetpu(:(usb|pci):[0-9]+)?|delegate:/.+)$")]
+Accelerator = Annotated[
+    str, Meta(pattern=r"^(auto|cpu|edgetpu(:(usb|pci):[0-9]+)?|delegate:/.+)\Z")
+]
 Publish = Literal["all", "detections", "changes"]
 Runtime = Literal["auto", "litert", "tflite-runtime"]
+Xnnpack = Literal["auto", "on", "off"]
+Nms = Literal["per_class", "agnostic"]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+# Titles say in words what a type allows where its parts alone would not.
+Corner = Annotated[tuple[Share, Share], Meta(title="a corner [x, y], each from 0 to 1")]
+# A closed line; x and y are shares of the frame's width and height.
+Polygon = Annotated[
+    tuple[Corner, ...],
+    Meta(
+        min_length=3,
+        max_length=64,
+        title="a polygon: a list of 3 to 64 corners [x, y], each from 0 to 1",
+    ),
+]
+Region = Annotated[
+    tuple[Share, Share, Share, Share],
+    Meta(title="a list [x_min, y_min, x_max, y_max], each from 0 to 1"),
+]
+_UpTo100 = Annotated[int, Meta(ge=1, le=100)]
+Confirm = Annotated[
+    tuple[_UpTo100, _UpTo100], Meta(title="a list [n, m] of whole numbers from 1 to 100")
+]
+OptionText = Annotated[str, Meta(title="text in quotes, a whole number, true or false")]
 
 
 def help_text(text: str) -> Meta:
@@ -48,8 +74,23 @@ class DeviceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     )
 
 
+class SecondStage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[[model.then]]: another model on the boxes this one finds."""
+
+    model: Annotated[Name, help_text("a name in [models]")]
+    labels: Annotated[tuple[str, ...], help_text("boxes it looks at; empty: all")] = ()
+    margin: Annotated[Share, help_text("added to each side, as a share of the box's size")] = 0.1
+    max_crops: Annotated[
+        Annotated[int, Meta(ge=1, le=64)], help_text("per frame, best scores first")
+    ] = 4
+    budget_ms: Annotated[
+        Annotated[float, Meta(gt=0, le=60000.0)],
+        help_text("per frame; no further crop is begun that would exceed it"),
+    ] = 100.0
+
+
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[model]: what runs, on what, and which of its findings count."""
+    """[model] and [models.NAME]: what runs, on what, and which of its findings count."""
 
     path: Annotated[str, help_text("a name in models/, a .tflite file, or a folder with one")] = (
         "default"
@@ -58,9 +99,13 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Accelerator,
         help_text("auto | cpu | edgetpu | edgetpu:usb:0 | edgetpu:pci:0 | delegate:/path/lib.so"),
     ] = "auto"
-    runtime: Annotated[Runtime, help_text("auto takes litert where it is installed")] = "auto"
+    delegate_options: Annotated[
+        dict[str, OptionText], help_text("handed to the delegate's library as they are")
+    ] = field(default_factory=dict)
+    runtime: Annotated[Runtime, help_text("auto: measured on this board")] = "auto"
+    xnnpack: Annotated[Xnnpack, help_text("auto: measured on this board")] = "auto"
     threads: Annotated[
-        Annotated[int, Meta(ge=0, le=64)], help_text("interpreter threads; 0: chosen by cores")
+        Annotated[int, Meta(ge=0, le=64)], help_text("interpreter threads; 0: measured here")
     ] = 0
     labels_file: Annotated[str, help_text("one label per line; empty: the model's own labels")] = ""
     score_threshold: Annotated[
@@ -70,6 +115,17 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         default_factory=dict
     )
     only_listed: Annotated[bool, help_text("true: `labels` is an allow list as well")] = False
+    deny: Annotated[tuple[str, ...], help_text("labels that are never published")] = ()
+    max_detections: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)] | None, help_text("absent: what the manifest says")
+    ] = None
+    iou_threshold: Annotated[
+        Probability | None, help_text("overlap from which the lower score goes; absent: manifest's")
+    ] = None
+    nms: Annotated[
+        Nms | None, help_text("whether boxes of different classes suppress each other")
+    ] = None
+    then: Annotated[tuple[SecondStage, ...], help_text("further models on its boxes")] = ()
 
 
 class CameraConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,6 +156,24 @@ class CameraConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     publish: Annotated[
         Publish, help_text("every frame, frames with detections, or frames where they changed")
     ] = "all"
+    model: Annotated[NameOrEmpty, help_text("a name in [models]; empty: [model]")] = ""
+    region: Annotated[
+        Region | None,
+        help_text("the part the model sees: x_min, y_min, x_max, y_max as shares of the frame"),
+    ] = None
+    zones: Annotated[tuple[Polygon, ...], help_text("only what stands in one of these counts")] = ()
+    masks: Annotated[tuple[Polygon, ...], help_text("what stands in one of these is ignored")] = ()
+    min_area: Annotated[Share, help_text("smallest box, as a share of the frame")] = 0.0
+    max_area: Annotated[Share, help_text("largest box, as a share of the frame")] = 1.0
+    confirm: Annotated[
+        Confirm, help_text("[n, m]: a finding counts once seen in n of the last m frames")
+    ] = (1, 1)
+    motion: Annotated[
+        Share, help_text("share of the picture that must change for a look; 0: every frame")
+    ] = 0.0
+    motion_look_s: Annotated[
+        Annotated[float, Meta(ge=0.1, le=86400.0)], help_text("a look all the same this often")
+    ] = 10.0
 
 
 class MqttConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,6 +206,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     device: DeviceConfig = DeviceConfig()
     model: ModelConfig = ModelConfig()
+    models: dict[Name, ModelConfig] = field(default_factory=dict)
     camera: tuple[CameraConfig, ...] = (CameraConfig(),)
     mqtt: MqttConfig = MqttConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -144,6 +219,7 @@ RESERVED: dict[str, frozenset[str]] = {
     "update": frozenset({"enabled", "repository", "root", "probation_s"}),
 }
 
+# [models.NAME] sections are of the type of [model], and there may be any number of them.
 SECTIONS: dict[str, type[Struct]] = {
     "device": DeviceConfig,
     "model": ModelConfig,
@@ -171,10 +247,49 @@ def check_prefix(prefix: str) -> None:
         raise ValueError(f"must be at most {MAX_PREFIX_BYTES} bytes")
 
 
+def option_text(value: object) -> object:
+    """Return a delegate's option as its library is given it.
+
+    The interpreter hands on `str(value)` of whatever it gets (its load_delegate), and libedgetpu
+    knows just these words, "True" and "False" (tflite/public/edgetpu.h, Usb.AlwaysDfu).
+    """
+    return str(value) if isinstance(value, int) else value
+
+
+# Tables whose values may be written in other types than the settings have.
+READINGS: dict[str, Callable[[object], object]] = {"delegate_options": option_text}
+
+
+def check_region(region: tuple[float, float, float, float] | None) -> None:
+    """Refuse a region that holds nothing.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if region is not None and (region[0] >= region[2] or region[1] >= region[3]):
+        raise ValueError("holds nothing; x_min must be less than x_max, y_min less than y_max")
+
+
+def check_confirm(confirm: tuple[int, int]) -> None:
+    """Refuse to wait for what cannot happen.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    wanted, frames = confirm
+    if wanted > frames:
+        raise ValueError(
+            f"nothing can be seen {wanted} times in {frames} frames; the first number must not be"
+            " greater than the second"
+        )
+
+
 # What a type cannot say. Each takes the value and raises ValueError with what is allowed.
-RULES: dict[str, Callable[[str], object]] = {
+RULES: dict[str, Callable[[Any], object]] = {
     "mqtt.url": parse_address,
     "mqtt.prefix": check_prefix,
+    "camera.region": check_region,
+    "camera.confirm": check_confirm,
 }
 
 

@@ -2,26 +2,36 @@
 
 Each fault is one line: the key, its value, what is allowed, the nearest right spelling. They
 come in the order of the file, and what contradicts itself inside a section is said along with
-what is wrong in another. No line shows a secret: passwords belong in files of their own, but
-this is where people first write them.
+what is wrong in another.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Struct
 
-from agent.config import RESERVED, RULES, SECTIONS, CameraConfig, Config, ModelConfig, MqttConfig
+from agent.config import (
+    NAME_PATTERN,
+    READINGS,
+    RESERVED,
+    RULES,
+    SECTIONS,
+    CameraConfig,
+    Config,
+    ModelConfig,
+    SecondStage,
+)
+from agent.config_conflicts import collisions, conflicts
+from agent.config_words import allowed, bare, choices_of, nearest, shown
 from agent.errors import ConfigError
-from agent.redaction import HIDDEN, redact
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,18 +40,14 @@ else:
 
 # A configuration is a page of text; anything larger is not one and is not read.
 MAX_CONFIG_BYTES = 1 << 20
-# A shown value is there to be recognized; text beyond the second limit is not even looked at.
-SHOWN_CHARACTERS = 80
-READABLE_CHARACTERS = 2000
 
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_SECRET = re.compile(r"(?i)pass|pwd|secret|token|key(?!_file)")
+_INDEX = re.compile(r"\[\d+\]")
 
 S = TypeVar("S", bound=Struct)
 
 
 def load_config(path: Path) -> tuple[Config, list[str]]:
-    """Read a TOML file; return the settings and the warnings about reserved keys.
+    """Read a TOML file; return the settings and warnings: keys and sections without effect.
 
     Raises:
         ConfigError: with every fault in the file, one line each.
@@ -65,256 +71,205 @@ def parse_config(text: str, *, where: str = "configuration") -> tuple[Config, li
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also of numbers with 5000 digits
         raise ConfigError([f"not valid TOML: {error}"], where=where) from error
-    problems: list[str] = []
-    warnings: list[str] = []
+    reader = Reader(table)
     values: dict[str, Any] = {}
     for name, content in table.items():
         if name == "camera":
-            values["camera"] = _cameras(content, problems)
+            values["camera"] = reader.cameras(content)
+        elif name == "models":
+            values["models"] = reader.models(content)
         elif name in SECTIONS:
-            section = _section(SECTIONS[name], content, name, problems, warnings)
-            values[name] = section
-            problems += _contradictions(section)
+            values[name] = reader.section(SECTIONS[name], content, name)
         elif name in RESERVED:
-            warnings.append(f"[{name}]: accepted, but this version does not act on it yet")
+            reader.warnings.append(f"[{name}]: accepted, but this version does not act on it yet")
         else:
-            known = [*SECTIONS, *RESERVED]
-            problems.append(f"{_bare(name)}: unknown section{_nearest(name, known)}")
-    if problems:
-        raise ConfigError(problems, where=where)
-    return Config(**values), warnings
+            known = [*SECTIONS, "models", *RESERVED]
+            reader.problems.append(f"{bare(name)}: unknown section{nearest(name, known)}")
+    if reader.problems:
+        raise ConfigError(reader.problems, where=where)
+    return Config(**values), [*reader.warnings, *reader.unused_models()]
 
 
 def parse_model(**values: object) -> ModelConfig:
     """Return a [model] section from values given on the command line, held to the same limits."""
-    problems: list[str] = []
-    section = _section(ModelConfig, values, "model", problems, [])
-    problems += _contradictions(section)
-    if section is None or problems:
-        raise ConfigError(problems, where="command line")
+    reader = Reader({})
+    section = reader.section(ModelConfig, values, "model")
+    if section is None or reader.problems:
+        raise ConfigError(reader.problems, where="command line")
     return section
 
 
-def _cameras(content: object, problems: list[str]) -> tuple[CameraConfig, ...]:
-    if not isinstance(content, list) or not content:
-        problems.append("camera: write each camera as a [[camera]] section with double brackets")
-        return ()
-    found: dict[int, CameraConfig] = {}
-    for index, entry in enumerate(content):
-        camera = _section(CameraConfig, entry, f"camera[{index}]", problems, [])
-        if camera is not None:
-            problems += _collisions(index, camera, found)
-            found[index] = camera
-    return tuple(found.values())
+class Reader:
+    """Reads the tables of one file and collects what is wrong with them."""
 
+    def __init__(self, table: dict[str, Any]) -> None:
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self._table = table
+        # By name, as they are written: they may stand behind what names them.
+        self._models: dict[str, Any] = _table_of(table.get("models"))
 
-def _section(
-    struct: type[S], content: object, path: str, problems: list[str], warnings: list[str]
-) -> S | None:
-    """Return the section as its struct, or None where anything in it is wrong."""
-    if not isinstance(content, dict):
-        heading = "[[camera]]" if struct is CameraConfig else f"[{path}]"
-        problems.append(f"{_shown(path, content)}: must be a section, {heading}")
-        return None
-    hints = get_type_hints(struct, include_extras=True)
-    reserved = RESERVED.get(path, frozenset())
-    values: dict[str, Any] = {}
-    before = len(problems)
-    for name, value in content.items():
-        key = f"{path}.{_bare(name)}"
-        if name in reserved:
-            warnings.append(f"{key}: accepted, but this version does not act on it yet")
-        elif name not in hints:
-            problems.append(f"{_shown(key, value)}: unknown key{_nearest(name, list(hints))}")
-        else:
-            values[name] = _value(key, value, hints[name], problems)
-    return struct(**values) if len(problems) == before else None
+    def cameras(self, content: object) -> tuple[CameraConfig, ...]:
+        """Return the [[camera]] sections that are right."""
+        if not isinstance(content, list) or not content:
+            self.problems.append(
+                "camera: write each camera as a [[camera]] section with double brackets"
+            )
+            return ()
+        found: dict[int, CameraConfig] = {}
+        for index, entry in enumerate(content):
+            camera = self.section(CameraConfig, entry, f"camera[{index}]")
+            if camera is not None:
+                self.problems += collisions(index, camera, found)
+                found[index] = camera
+        return tuple(found.values())
 
-
-def _value(key: str, value: object, wanted: object, problems: list[str]) -> object:
-    """Return the value as its type; a table's entries are looked at one by one."""
-    schema = msgspec.json.schema(wanted)
-    if isinstance(value, dict) and schema.get("type") == "object":
-        inner = get_args(get_args(wanted)[0])[1]
+    def models(self, content: object) -> dict[str, ModelConfig | None]:
+        """Return the [models.NAME] sections."""
+        if not isinstance(content, dict):
+            self.problems.append(f"{shown('models', content)}: write a section [models.NAME]")
+            return {}
+        for name in content:
+            if not re.search(NAME_PATTERN, name):
+                self.problems.append(
+                    f"models.{bare(name)}: a model's name must be letters, digits, - and _, at"
+                    " most 64 characters"
+                )
         return {
-            name: _value(f"{key}.{_bare(name)}", one, inner, problems)
-            for name, one in value.items()
+            name: self.section(ModelConfig, entry, f"models.{bare(name)}")
+            for name, entry in content.items()
         }
-    try:
-        # msgspec compares, and no comparison with NaN is true: it would pass any limit.
-        if isinstance(value, float) and math.isnan(value):
-            raise msgspec.ValidationError
-        converted: object = msgspec.convert(value, wanted)
-        if key in RULES:
-            RULES[key](str(converted))
+
+    def section(self, struct: type[S], content: object, path: str) -> S | None:
+        """Return the section as its struct, or None where a key of it is wrong."""
+        if not isinstance(content, dict):
+            heading = f"[[{path[: path.rindex('[')]}]]" if path.endswith("]") else f"[{path}]"
+            self.problems.append(f"{shown(path, content)}: must be a section, {heading}")
+            return None
+        hints = get_type_hints(struct, include_extras=True)
+        reserved = RESERVED.get(path, frozenset())
+        values: dict[str, Any] = {}
+        before = len(self.problems)
+        for name, value in content.items():
+            key = f"{path}.{bare(name)}"
+            if name in reserved:
+                self.warnings.append(f"{key}: accepted, but this version does not act on it yet")
+            elif name not in hints:
+                self.problems.append(f"{shown(key, value)}: unknown key{nearest(name, [*hints])}")
+            else:
+                values[name] = self._key(struct, name, key, value, hints[name])
+        for known in msgspec.structs.fields(struct):
+            if known.required and known.name not in values:
+                meant = allowed(msgspec.json.schema(hints[known.name]))
+                self.problems.append(f"{path}.{known.name}: is missing; must be {meant}")
+        if len(self.problems) > before:
+            return None
+        section = struct(**values)
+        self.problems += conflicts(path, section)
+        return section
+
+    def _key(self, struct: type[Struct], name: str, key: str, value: object, hint: object) -> Any:
+        """Return the value of one key of a section."""
+        if name in READINGS and isinstance(value, dict):
+            value = {option: READINGS[name](one) for option, one in value.items()}
+        item = _item_type(hint)
+        if isinstance(item, type) and issubclass(item, Struct):
+            return self._subsections(item, value, key)
+        before = len(self.problems)
+        converted = self._value(key, value, hint)
+        if name == "model" and converted and len(self.problems) == before:
+            self._look_up(key, str(converted), is_second=struct is SecondStage)
         return converted
-    except msgspec.ValidationError:
-        choices = [choice for choice in schema.get("enum", []) if isinstance(choice, str)]
-        hint = _nearest(value, choices) if isinstance(value, str) and choices else ""
-        problems.append(f"{_shown(key, value)}: must be {_allowed(schema)}{hint}")
-    except ValueError as error:
-        problems.append(f"{_shown(key, value)}: {error}")
-    return None
+
+    def _subsections(self, struct: type[S], content: object, key: str) -> tuple[S | None, ...]:
+        if not isinstance(content, list):
+            self.problems.append(f"{key}: write each as a [[{key}]] section with double brackets")
+            return ()
+        return tuple(
+            self.section(struct, entry, f"{key}[{index}]") for index, entry in enumerate(content)
+        )
+
+    def _look_up(self, key: str, name: str, *, is_second: bool) -> None:
+        """Hold the name of a model against those there are."""
+        if name not in self._models:
+            self.problems.append(
+                f"{shown(key, name)}: there is no section [models.{name}]"
+                f"{nearest(name, [*self._models])}"
+            )
+        elif is_second and _table_of(self._models[name]).get("then"):
+            self.problems.append(
+                f"{shown(key, name)}: [models.{name}] has a second stage of its own, and there"
+                " can be no third; name a model without [[models.NAME.then]]"
+            )
+
+    def _value(self, key: str, value: object, wanted: object) -> object:
+        """Return the value as its type; entries of tables and lists are looked at one by one."""
+        schema = msgspec.json.schema(wanted)
+        before = len(self.problems)
+        if isinstance(value, dict) and schema.get("type") == "object":
+            inner = get_args(get_args(wanted)[0])[1]
+            return {
+                name: self._value(f"{key}.{bare(name)}", one, inner) for name, one in value.items()
+            }
+        item = _item_type(wanted)
+        if isinstance(value, list) and item is not None and _has_shape_of(value, item):
+            for index, one in enumerate(value):
+                self._value(f"{key}[{index}]", one, item)
+        if len(self.problems) > before:
+            return None
+        try:
+            # msgspec compares, and no comparison with NaN is true: it would pass any limit.
+            if any(isinstance(number, float) and math.isnan(number) for number in _leaves(value)):
+                raise msgspec.ValidationError
+            converted: object = msgspec.convert(value, wanted)
+            rule = RULES.get(_INDEX.sub("", key))
+            if rule is not None:
+                rule(converted)
+            return converted
+        except msgspec.ValidationError:
+            choices = choices_of(schema)
+            hint = nearest(value, choices) if isinstance(value, str) and choices else ""
+            self.problems.append(f"{shown(key, value)}: must be {allowed(schema)}{hint}")
+        except ValueError as error:
+            self.problems.append(f"{shown(key, value)}: {error}")
+        return None
+
+    def unused_models(self) -> list[str]:
+        """Return a warning for each [models.NAME] that nothing names."""
+        cameras = self._table.get("camera", [])
+        first = [_table_of(self._table.get("model")), *map(_table_of, self._models.values())]
+        seconds = [stage for model in first for stage in model.get("then", [])]
+        used = {_table_of(one).get("model") for one in [*cameras, *seconds]}
+        return [
+            f"[models.{name}]: no camera and no second stage names it, so it is never loaded"
+            for name in self._models
+            if name not in used
+        ]
 
 
-def _allowed(schema: dict[str, Any]) -> str:
-    """Say in words what a JSON Schema of one key allows."""
-    if "anyOf" in schema:
-        return " or ".join(_allowed(part) for part in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(_text(choice) for choice in schema["enum"])
-    words: dict[str, Callable[[], str]] = {
-        "integer": lambda: "a whole number" + _range(schema),
-        "number": lambda: "a number" + _range(schema),
-        "string": lambda: _allowed_text(schema),
-        "array": lambda: f"a list of names ({_allowed(schema['items'])})",
-        "object": lambda: f"a table, each value {_allowed(schema['additionalProperties'])}",
-        "boolean": lambda: "true or false",
-        "null": lambda: "absent",
-    }
-    return words[schema["type"]]()
+def _table_of(content: object) -> dict[str, Any]:
+    return content if isinstance(content, dict) else {}
 
 
-def _range(schema: dict[str, Any]) -> str:
-    low, high = schema.get("minimum"), schema.get("maximum")
-    return "" if low is None or high is None else f" from {low:g} to {high:g}"
+def _item_type(hint: object) -> object:
+    """Return the type of the entries of a list of any length, None of any other type."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _item_type(parts[0])
+    if origin in (Union, UnionType):
+        return next((item for part in parts if (item := _item_type(part)) is not None), None)
+    return parts[0] if origin is tuple and parts[-1] is Ellipsis else None
 
 
-def _allowed_text(schema: dict[str, Any]) -> str:
-    """A key whose help lists its forms is best described by them."""
-    description = str(schema.get("description", ""))
-    if "|" in description or "://" in description:
-        return description
-    if str(schema.get("pattern")).startswith("^[A-Za-z0-9_-]"):
-        return "letters, digits, - and _, at most 64 characters"
-    return "text that is not empty" if schema.get("minLength") else "text in quotes"
+def _has_shape_of(value: list[object], item: object) -> bool:
+    """Return whether the entries are lists where they should be; if not, all of it is shown."""
+    is_nested = msgspec.json.schema(item).get("type") == "array"
+    return not is_nested or all(isinstance(one, list) for one in value)
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}"
-
-
-def _bare(name: str) -> str:
-    """Return one part of a key as TOML writes it."""
-    return name if _BARE_KEY.fullmatch(name) else _text(name)
-
-
-def _shown(key: str, value: object) -> str:
-    """Return `key = value` as TOML has it, on one line, cut short, without secrets."""
-    text = _text(value, key)
-    return (
-        f"{key} = {text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + '...'}"
-    )
-
-
-def _text(value: object, key: str = "") -> str:
-    if _is_secret(key, value):
-        return HIDDEN
-    if isinstance(value, str):
-        return f'"{_readable(value)}"'
-    if isinstance(value, bool):
-        return str(value).lower()
+def _leaves(value: object) -> Iterator[object]:
     if isinstance(value, list):
-        return "[" + ", ".join(_text(one, key) for one in value) + "]"
-    if isinstance(value, dict):
-        entries = ((_bare(name), one) for name, one in value.items())
-        return (
-            "{"
-            + ", ".join(f"{name} = {_text(one, f'{key}.{name}')}" for name, one in entries)
-            + "}"
-        )
-    if isinstance(value, int):
-        return f"{value:#x}" if value.bit_length() > 64 else str(value)
-    return str(value)  # numbers with a point, dates and times
-
-
-def _is_secret(key: str, value: object) -> bool:
-    """Return whether a value is hidden whole; where that is unclear, it is."""
-    if isinstance(value, str) and "PRIVATE KEY" in value:
-        return True
-    # Labels are words of any kind, such as `keyboard`, and their values are thresholds.
-    if not _SECRET.search(key) or key.startswith("model.labels."):
-        return False
-    # A path is no secret, but people also write the password itself into `password_file`.
-    return not (key.endswith("_file") and isinstance(value, str) and value.startswith("/"))
-
-
-def _readable(text: str) -> str:
-    """Return text without passwords and with its control characters spelled out."""
-    if len(text) > READABLE_CHARACTERS:
-        return f"... {len(text)} characters ..."
-    text = redact(text)
-    before, at, _ = text.partition("@")
-    if at and "://" not in before:
-        # Credentials without a scheme, which `redact` leaves alone.
-        text = HIDDEN + text[text.rindex("@") :]
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
-    )
-
-
-def _contradictions(section: Struct | None) -> list[str]:
-    """Return what no single key shows: halves of pairs, files that are not there."""
-    if isinstance(section, MqttConfig):
-        return _mqtt_contradictions(section)
-    if isinstance(section, ModelConfig):
-        problems = _unreadable("model.labels_file", section.labels_file)
-        if section.only_listed and not section.labels:
-            problems.append(
-                "model.only_listed = true: needs model.labels, else nothing would be left"
-            )
-        return problems
-    return []
-
-
-def _mqtt_contradictions(mqtt: MqttConfig) -> list[str]:
-    problems = []
-    if bool(mqtt.cert_file) != bool(mqtt.key_file):
-        problems.append("mqtt.cert_file, mqtt.key_file: a client certificate needs both")
-    if mqtt.url.startswith("mqtt://") and (mqtt.ca_file or mqtt.cert_file):
-        problems.append(
-            f"{_shown('mqtt.url', mqtt.url)}: TLS files are given, so it must be mqtts://"
-        )
-    if mqtt.password_file and not mqtt.username:
-        problems.append("mqtt.password_file: needs mqtt.username as well")
-    for key in ("password_file", "ca_file", "cert_file", "key_file"):
-        problems += _unreadable(f"mqtt.{key}", getattr(mqtt, key))
-    return problems
-
-
-def _collisions(index: int, camera: CameraConfig, others: dict[int, CameraConfig]) -> list[str]:
-    """Return what this camera has that only one camera can have: its name, its device."""
-    problems = []
-    if camera.name in {other.name for other in others.values()}:
-        problems.append(f'camera[{index}].name = "{camera.name}": already used; give each its own')
-    device = _device(camera.source)
-    for at, other in others.items():
-        if device and device == _device(other.source):
-            problems.append(
-                f"{_shown(f'camera[{index}].source', camera.source)}: cameras"
-                f' "{other.name}" (camera[{at}]) and "{camera.name}" (camera[{index}]) would'
-                " share one device; give each its own"
-            )
-            break
-    return problems
-
-
-def _device(source: str) -> str | None:
-    """Return the device that a source takes for itself, or None where it can be shared."""
-    if source == "auto" or source.startswith("/dev/"):
-        return source
-    found = re.fullmatch(r"picamera(?::0*(\d+))?", source)
-    return f"picamera:{found[1] or 0}" if found else None
-
-
-def _unreadable(key: str, path: str) -> list[str]:
-    if not path:
-        return []
-    try:
-        with Path(path).open("rb") as file:
-            file.read(1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL character
-        reason = error.strerror if isinstance(error, OSError) else "not a path"
-        return [f"{_shown(key, path)}: cannot be read: {reason}"]
-    return []
+        for one in value:
+            yield from _leaves(one)
+    else:
+        yield value

@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
+from agent.choices import Choice
 from agent.config import CameraConfig, ModelConfig
-from agent.contract.payloads import CameraState, ModelIdentity
+from agent.contract.payloads import CameraState, MeasuredRun, ModelIdentity
 
 # Larger than any message; the kernel refuses what does not fit the socket's buffer.
 MAX_MESSAGE_BYTES = 1 << 20
@@ -36,8 +37,12 @@ class Start(Struct, frozen=True, kw_only=True, tag="start"):
     device: str
     boot_id: str
     model: ModelConfig
+    second: dict[str, ModelConfig] = {}  # models that look at what the first one finds
     cameras: tuple[CameraConfig, ...]
     resume: dict[str, Resume]
+    avoid: str = ""  # why no accelerator is to be tried now
+    most_threads: int = 4  # what is this worker's to use of the board's cores
+    choices: dict[str, Choice] = {}  # how models ran best here, by what that depends on
 
 
 class Stop(Struct, frozen=True, tag="stop"):
@@ -49,11 +54,20 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
 
     model: ModelIdentity
     task: str
+    head: str
     accelerator: str
-    runtime: str
+    is_fallback: bool  # an accelerator was wanted and may come back; `reason` says what ailed it
     reason: str | None
+    run: MeasuredRun
     first_invoke_s: float
     notes: tuple[str, ...]
+
+
+class Learned(Struct, frozen=True, kw_only=True, tag="learned"):
+    """From the worker: how a model runs best here, to be remembered."""
+
+    key: str
+    choice: Choice
 
 
 class ResultOut(Struct, frozen=True, kw_only=True, tag="result"):
@@ -70,6 +84,7 @@ class CameraCounts(Struct, frozen=True, kw_only=True):
 
     captured: int
     dropped: int
+    still: int
     processed: int
     last_frame_id: int
 
@@ -91,6 +106,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag="beat"):
 
     stage_age_s: dict[str, float]
     cameras: dict[str, CameraCounts]
+    invoke_p99_s: float | None = None  # of the last few hundred; None before there are enough
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
@@ -101,7 +117,7 @@ class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 ToWorker = Start | Stop
-FromWorker = Ready | ResultOut | CameraChange | Beat | Failed
+FromWorker = Ready | Learned | ResultOut | CameraChange | Beat | Failed
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

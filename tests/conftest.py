@@ -1,5 +1,6 @@
 """Fixtures for every test."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -23,3 +24,12 @@ def zoo():
     if not (folder / "expected.json").exists():
         pytest.skip("the model zoo is not here; set EDGE_AGENT_ZOO to its folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """A command run in this process logs to the stderr of its test, which is gone afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level

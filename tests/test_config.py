@@ -1,13 +1,23 @@
 """Settings: all that is wrong is said at once, with key, value, what is allowed, a likely name."""
 
 import math
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import SECTIONS, CameraConfig, Config, DeviceConfig, device_id
+from agent.config import (
+    SECTIONS,
+    CameraConfig,
+    Config,
+    DeviceConfig,
+    ModelConfig,
+    SecondStage,
+    device_id,
+)
 from agent.config_file import load_config, parse_config, tomllib
 from agent.errors import ConfigError
 
@@ -75,8 +85,13 @@ def test_every_fault_in_one_go():
         ("[mqtt]\noutbox_max_mb = 0.0001", "must be a number from 0.01 to 4096"),
         (
             "[device]\ngroups = ['a b']",
+            'device.groups[0] = "a b": must be letters, digits, - and _, at most 64 characters',
+        ),
+        (
+            "[device]\ngroups = 3",
             "must be a list of names (letters, digits, - and _, at most 64 characters)",
         ),
+        ('[device]\nid = "a\\n"', "must be letters, digits, - and _, at most 64 characters"),
         ("[model]\nlabels = { keyboard = 2 }", "model.labels.keyboard = 2: must be a number"),
         ("[model]\nlabels = { 'a b' = 2 }", 'model.labels."a b" = 2: must be a number'),
         (f"[model]\nthreads = 0x{'f' * 6000}", "model.threads = 0xfff"),
@@ -278,6 +293,282 @@ def test_faults_of_every_kind_come_in_the_order_of_the_file():
     ]
 
 
+TRIANGLE = "[[0, 0], [1, 0], [1, 1]]"
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "problem"),
+    [
+        (
+            "camera",
+            "zones = [[[0, 0], [1, 0]]]",
+            "camera[0].zones[0] = [[0, 0], [1, 0]]: must be a polygon: a list of 3 to 64 corners"
+            " [x, y], each from 0 to 1",
+        ),
+        (
+            "camera",
+            f"masks = [{TRIANGLE}, [[0, 0], [1, 0], [1, 1.5]]]",
+            "camera[0].masks[1][2] = [1, 1.5]: must be a corner [x, y], each from 0 to 1",
+        ),
+        (
+            "camera",
+            "zones = [[[0, 0, 0], [1, 0], ['a', 1]]]",
+            "camera[0].zones[0][0] = [0, 0, 0]: must be a corner [x, y], each from 0 to 1",
+        ),
+        (
+            "camera",
+            "zones = [[0, 0], [1, 0], [1, nan]]",
+            "camera[0].zones[2] = [1, nan]: must be a polygon: a list of 3 to 64 corners",
+        ),
+        (
+            "camera",
+            "zones = [0, 0]",
+            "camera[0].zones = [0, 0]: must be a list, each a polygon: a list of 3 to 64 corners",
+        ),
+        ("camera", f"zones = [{[[0, 0]] * 65}]", "camera[0].zones[0] = [[0, 0], [0, 0]"),
+        ("camera", "zones = 'all'", 'camera[0].zones = "all": must be a list, each a polygon'),
+        (
+            "camera",
+            "region = [0, 0, 1, nan]",
+            "camera[0].region = [0, 0, 1, nan]: must be a list [x_min, y_min, x_max, y_max],"
+            " each from 0 to 1 or absent",
+        ),
+        ("camera", "region = [0, 0, 1]", "must be a list [x_min, y_min, x_max, y_max]"),
+        (
+            "camera",
+            "region = [0.5, 0, 0.5, 1]",
+            "camera[0].region = [0.5, 0, 0.5, 1]: holds nothing; x_min must be less than x_max,"
+            " y_min less than y_max",
+        ),
+        ("camera", "region = [0, 1, 0.5, 0]", "holds nothing"),
+        (
+            "camera",
+            "min_area = 0.5\nmax_area = 0.25",
+            "camera[0].min_area = 0.5: must be at most camera[0].max_area, 0.25",
+        ),
+        (
+            "camera",
+            "confirm = [3, 2]",
+            "camera[0].confirm = [3, 2]: nothing can be seen 3 times in 2 frames; the first number"
+            " must not be greater than the second",
+        ),
+        ("camera", "confirm = 3", "must be a list [n, m] of whole numbers from 1 to 100"),
+        ("camera", "confirm = [0, 2]", "must be a list [n, m] of whole numbers from 1 to 100"),
+        ("camera", "motion = 5", "camera[0].motion = 5: must be a number from 0 to 1"),
+        ("camera", "motion_look_s = 0", "must be a number from 0.1 to 86400"),
+        ("camera", "model = 'a b'", "must be letters, digits, - and _, at most 64 characters"),
+        (
+            "model",
+            "delegate_options = { Performance = 1.5 }",
+            "model.delegate_options.Performance = 1.5: must be text in quotes, a whole number,"
+            " true or false",
+        ),
+        (
+            "model",
+            "delegate_options = { 'a b' = [1] }",
+            'model.delegate_options."a b" = [1]: must be text in quotes, a whole number, true or',
+        ),
+        ("model", "xnnpack = 'of'", 'must be one of "auto", "off", "on"; did you mean `off`?'),
+        ("model", "xnnpack = true", "model.xnnpack = true: must be one of"),
+        ("model", "nms = 'agnostc'", "did you mean `agnostic`?"),
+        ("model", "deny = ['cat', 3]", "model.deny[1] = 3: must be text in quotes"),
+        (
+            "model",
+            "deny = ['cat', 'dog']\nlabels = { dog = 0.5 }",
+            'model.deny = ["cat", "dog"]: model.labels has a threshold for "dog", which would never'
+            " be published; take it out of one of them",
+        ),
+        ("model", "max_detections = 0", "a whole number from 1 to 1000 or absent"),
+        ("model", "iou_threshold = 2", "a number from 0 to 1 or absent"),
+        (
+            "model",
+            "then = { model = 'x' }",
+            "model.then: write each as a [[model.then]] section with double brackets",
+        ),
+        ("model", "then = [3]", "model.then[0] = 3: must be a section, [[model.then]]"),
+        ("model", "[[model.then]]", "model.then[0].model: is missing; must be letters, digits"),
+        (
+            "model",
+            "[[model.then]]\nmodel = 'x'\nbudget_ms = 0\n[models.x]",
+            "model.then[0].budget_ms = 0: must be a number above 0, at most 60000",
+        ),
+        (
+            "model",
+            "[[model.then]]\nmodel = 'x'\nlable = []\n[models.x]",
+            "model.then[0].lable = []: unknown key; did you mean `labels`?",
+        ),
+        ("models.x", "threads = -1", "models.x.threads = -1: must be a whole number from 0 to 64"),
+        ("models.x", "only_listed = true", "models.x.only_listed = true: needs models.x.labels"),
+        ("models.x", "labels_file = '/no/such'", 'models.x.labels_file = "/no/such": cannot be'),
+        (
+            "models.x",
+            "labels = { keyboard = 2 }",
+            "models.x.labels.keyboard = 2: must be a number",
+        ),
+        ("models.token", "threads = -1", "models.token.threads = -1: must be"),
+        ("models.token", "password = 'geheim'", "models.token.password = ***: unknown key"),
+        ("models.'a b'", "", 'models."a b": a model\'s name must be letters, digits, - and _'),
+        ("models", "x = 3", "models.x = 3: must be a section, [models.x]"),
+    ],
+)
+def test_keys_of_models_and_cameras(section, line, problem):
+    heading = "[[camera]]" if section == "camera" else f"[{section}]"
+    text = f"{heading}\n{line}"
+    assert any(problem in found for found in faults(text)), faults(text)
+
+
+def test_each_faulty_corner_is_named():
+    assert faults("[[camera]]\nzones = [[[0, 0], [1, 2], [1, 1]], [[0, -1], [1, 0], [3, 3]]]") == [
+        f"camera[0].{at}: must be a corner [x, y], each from 0 to 1"
+        for at in ("zones[0][1] = [1, 2]", "zones[1][0] = [0, -1]", "zones[1][2] = [3, 3]")
+    ]
+
+
+def test_all_of_a_camera_s_new_keys():
+    config, warnings = parse_config(
+        """
+        [[camera]]
+        name = "door"
+        model = "cats"
+        region = [0.25, 0, 1, 0.5]
+        zones = [[[0, 0.5], [1, 0.5], [1, 1], [0, 1]]]
+        masks = [[[0, 0], [0.5, 0], [0, 0.5]], [[0, 0], [0.5, 0], [0, 0.5]]]
+        min_area = 0.001
+        max_area = 0.5
+        confirm = [2, 3]
+        motion = 0.01
+        motion_look_s = 60
+
+        [models.cats]
+        path = "cats.tflite"
+        """
+    )
+    assert warnings == []
+    assert config.models == {"cats": ModelConfig(path="cats.tflite")}
+    assert config.camera == (
+        CameraConfig(
+            name="door",
+            model="cats",
+            region=(0.25, 0, 1, 0.5),
+            zones=(((0, 0.5), (1, 0.5), (1, 1), (0, 1)),),
+            masks=(((0, 0), (0.5, 0), (0, 0.5)),) * 2,
+            min_area=0.001,
+            max_area=0.5,
+            confirm=(2, 3),
+            motion=0.01,
+            motion_look_s=60.0,
+        ),
+    )
+
+
+def test_a_model_s_new_keys_and_second_stages():
+    config, warnings = parse_config(
+        """
+        [model]
+        delegate_options = { Performance = "High", "Usb.MaxBulkInQueueLength" = 64, dfu = true }
+        xnnpack = "off"
+        deny = ["bird"]
+        max_detections = 10
+        iou_threshold = 0.6
+        nms = "agnostic"
+
+        [[model.then]]
+        model = "breeds"
+        labels = ["cat"]
+
+        [[model.then]]
+        model = "faces"
+        margin = 0.5
+        max_crops = 1
+        budget_ms = 20
+
+        [models.breeds]
+        [models.faces]
+
+        [models.yard]
+        threads = 2
+        [[models.yard.then]]
+        model = "breeds"
+
+        [[camera]]
+        name = "a"
+        source = "synthetic"
+        [[camera]]
+        name = "b"
+        source = "synthetic"
+        model = "yard"
+        """
+    )
+    assert warnings == []
+    breeds = SecondStage(model="breeds", labels=("cat",))
+    assert config.model == ModelConfig(
+        delegate_options={
+            "Performance": "High",
+            "Usb.MaxBulkInQueueLength": "64",
+            "dfu": "True",
+        },
+        xnnpack="off",
+        deny=("bird",),
+        max_detections=10,
+        iou_threshold=0.6,
+        nms="agnostic",
+        then=(breeds, SecondStage(model="faces", margin=0.5, max_crops=1, budget_ms=20.0)),
+    )
+    assert config.models["yard"] == ModelConfig(threads=2, then=(SecondStage(model="breeds"),))
+
+
+def test_models_that_are_named_but_not_there():
+    assert faults("""
+        [[camera]]
+        model = "brds"
+        [model]
+        [[model.then]]
+        model = "breedz"
+        [models.breeds]
+        [[models.breeds.then]]
+        model = "zzz"
+    """) == [
+        'camera[0].model = "brds": there is no section [models.brds]; did you mean `breeds`?',
+        'model.then[0].model = "breedz": there is no section [models.breedz]; did you mean'
+        " `breeds`?",
+        'models.breeds.then[0].model = "zzz": there is no section [models.zzz]; known: breeds',
+    ]
+    assert faults('[[camera]]\nmodel = "cats"') == [
+        'camera[0].model = "cats": there is no section [models.cats]'
+    ]
+
+
+def test_second_stages_have_none_of_their_own():
+    """So nothing can go round in circles."""
+    assert faults("""
+        [model]
+        [[model.then]]
+        model = "a"
+        [models.a]
+        [[models.a.then]]
+        model = "b"
+        [models.b]
+        [[models.b.then]]
+        model = "b"
+    """) == [
+        f'{key} = "{name}": [models.{name}] has a second stage of its own, and there can be no'
+        " third; name a model without [[models.NAME.then]]"
+        for key, name in (
+            ("model.then[0].model", "a"),
+            ("models.a.then[0].model", "b"),
+            ("models.b.then[0].model", "b"),
+        )
+    ]
+
+
+def test_models_that_nothing_names_are_warned_of():
+    _, warnings = parse_config(
+        '[models.a]\n[[models.a.then]]\nmodel = "b"\n[models.b]\n[models.c]\n'
+        '[[camera]]\nmodel = "c"'
+    )
+    assert warnings == ["[models.a]: no camera and no second stage names it, so it is never loaded"]
+
+
 def test_reserved_keys_are_read_with_a_warning():
     config, warnings = parse_config(
         '[mqtt]\ndiscovery = "off"\n[telemetry]\nprometheus = ""\n[update]\nenabled = true\n'
@@ -299,18 +590,25 @@ def test_file_that_is_no_text(tmp_path):
         load_config(tmp_path / "absent.toml")
 
 
+SCALARS = st.one_of(st.text(max_size=5), st.integers(), st.floats(), st.booleans())
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.lists(inner, min_size=4, max_size=4)
+)
+KEYS = ["path", "id", "name", "fps", "url", "qos", "labels", "x", "then", "model", "deny", "zones"]
+KEYS += ["masks", "region", "confirm", "motion", "nms", "a", "delegate_options", "min_area"]
+TABLES = st.recursive(
+    st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
+    lambda inner: st.dictionaries(
+        st.sampled_from(KEYS), st.one_of(VALUES, inner, st.lists(inner, max_size=2)), max_size=4
+    ),
+    max_leaves=6,
+)
+
+
 @given(
     st.dictionaries(
-        st.sampled_from([*SECTIONS, "modle", "update"]),
-        st.one_of(
-            st.integers(),
-            st.lists(st.integers(), max_size=2),
-            st.dictionaries(
-                st.sampled_from(["path", "id", "name", "fps", "url", "qos", "labels", "x"]),
-                st.one_of(st.text(max_size=5), st.integers(), st.floats(), st.booleans()),
-                max_size=4,
-            ),
-        ),
+        st.sampled_from([*SECTIONS, "models", "modle", "update"]),
+        st.one_of(VALUES, st.lists(TABLES, max_size=2), TABLES),
         max_size=4,
     )
 )
@@ -349,15 +647,36 @@ def test_device_id_is_stable_and_never_the_machine_id():
     assert device_id(DeviceConfig(id="porch")) == "porch"
 
 
+EXAMPLE = PROJECT / "systemd" / "agent.toml.example"
+
+
 def test_shipped_example_is_the_manual():
     """Every key is in it, with its default, and it loads."""
-    path = PROJECT / "systemd" / "agent.toml.example"
-    config, warnings = load_config(path)
+    config, warnings = load_config(EXAMPLE)
     assert warnings == []
     assert config == Config(camera=(CameraConfig(),))
-    text = path.read_text()
+    text = EXAMPLE.read_text()
     table = tomllib.loads(text)
     for section, struct in SECTIONS.items():
         shown = table[section][0] if section == "camera" else table[section]
-        for key in struct.__struct_fields__:
-            assert key in shown or f"# {key} = " in text, f"{section}.{key} is not in the example"
+        for field in msgspec.structs.fields(struct):
+            if field.default in (None, ()) and field.name not in shown:
+                written = "# [[model.then]]" if field.name == "then" else f"# {field.name} = "
+                assert written in text, f"{section}.{field.name} is not in the example"
+            else:
+                assert field.name in shown, f"{section}.{field.name} is not in the example"
+
+
+def test_what_the_example_has_behind_a_hash_can_be_used():
+    """Each key and section that is a comment is right once it is none."""
+    lines = EXAMPLE.read_text().splitlines()
+    keys = [re.match(r"# (\w+ = |\[+[\w.]+\]+$)", line) for line in lines]
+    used = [line[2:] if key else line for key, line in zip(keys, lines, strict=True)]
+    config, warnings = parse_config("\n".join(used))
+    assert warnings == []
+    [stage] = config.model.then
+    assert config.models == {stage.model: ModelConfig(path=config.models[stage.model].path)}
+    assert all(f"# {key} = " in EXAMPLE.read_text() for key in SecondStage.__struct_fields__)
+    for name in ("max_detections", "iou_threshold", "nms", "score_threshold"):
+        assert getattr(config.model, name) is not None
+    assert config.camera[0].region == (0, 0, 1, 1)

@@ -4,18 +4,26 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
 import pytest
 from brokers import MOSQUITTO, amqtt, free_port, mosquitto
 from commands import PROJECT, edge_agent
+from coral_trees import STATUS, pci, usb, write
+from plugins import build_plugin
 
 from agent import doctor
+from agent.choices import Choice, most_threads, write_choices
 from agent.config import CameraConfig, Config, DeviceConfig, ModelConfig, MqttConfig, device_id
+from agent.doctor import accelerator
 from agent.doctor.broker import round_trip
+from agent.vision.model_files import read_model
+from agent.vision.probe import Refused
+from agent.vision.trial import choice_key
 
-NAMES = ["config", "runtime", "model", "permissions", "camera", "broker"]
+NAMES = ["config", "runtime", "accelerator", "model", "permissions", "camera", "broker"]
 NAMES += ["state_dir", "disk", "memory", "clock"]
 
 
@@ -117,25 +125,146 @@ def test_no_file_means_defaults(tmp_path, monkeypatch):
     assert check.state == "ok"
 
 
+def test_runtime():
+    check = doctor.check_runtime(ModelConfig())
+    assert (check.state, check.remedy) == ("ok", None)
+    assert "litert" in check.message or "tflite-runtime" in check.message
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """Whether libedgetpu is installed: it is, until a test says otherwise."""
+    found = {"edgetpu": "libedgetpu.so.1"}
+    monkeypatch.setattr(accelerator.ctypes.util, "find_library", found.get)
+    return found
+
+
+def checked(root, wanted):
+    check = doctor.check_accelerator(ModelConfig(accelerator=wanted), root)
+    assert (check.remedy is None) is (check.state == "ok")
+    return check
+
+
 @pytest.mark.parametrize(
-    ("config", "state", "reason"),
+    ("wanted", "state", "reason"),
     [
-        (ModelConfig(), "ok", ""),
-        (ModelConfig(accelerator="delegate:/no/such.so"), "fail", "/no/such.so is not there"),
-        (ModelConfig(accelerator="edgetpu"), "fail", "libedgetpu"),
+        ("cpu", "ok", "cpu"),
+        ("auto", "ok", "no Coral Edge TPU is connected"),
+        ("delegate:/no/such.so", "fail", "/no/such.so is not there"),
+        (f"delegate:{__file__}", "ok", __file__),
+        ("edgetpu", "fail", "no Coral is connected"),
     ],
 )
-def test_runtime(monkeypatch, config, state, reason):
-    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: None)
-    check = doctor.check_runtime(config)
+def test_accelerator_without_a_coral(tmp_path, library, wanted, state, reason):
+    check = checked(tmp_path, wanted)
     assert check.state == state
     assert reason in check.message
-    assert (check.remedy is None) is (state == "ok")
+
+
+@pytest.mark.parametrize(("wanted", "state"), [("edgetpu:usb:0", "fail"), ("auto", "warn")])
+def test_a_coral_without_its_library(tmp_path, library, wanted, state):
+    """With `auto` it is no failure: the plain models run."""
+    usb(tmp_path)
+    library.clear()
+    check = checked(tmp_path, wanted)
+    assert check.state == state
+    assert "libedgetpu.so.1, which the Edge TPU needs, is not installed" in check.message
+    assert "the USB Coral at port 2-1" in check.message
+    assert "install libedgetpu1-std" in check.remedy
+
+
+@pytest.mark.parametrize(("wanted", "state"), [("edgetpu", "fail"), ("auto", "warn")])
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        ({"owner": 31337}, "in use by process 31337"),
+        ({"status": "DEAD"}, "/dev/apex_0 DEAD"),
+        ({"node": False}, "not visible here"),
+    ],
+)
+def test_a_coral_that_cannot_be_used(tmp_path, library, wanted, state, trouble, reason):
+    pci(tmp_path, **trouble)
+    check = checked(tmp_path, wanted)
+    assert check.state == state
+    assert reason in check.message
+
+
+@pytest.mark.parametrize("wanted", ["auto", "edgetpu", "edgetpu:usb:0"])
+def test_a_coral_that_can_be_used(tmp_path, library, wanted):
+    usb(tmp_path)
+    check = checked(tmp_path, wanted)
+    assert check.state == "ok"
+    assert "edgetpu:usb:0 is the USB Coral at port 2-1, 5000 Mbit/s" in check.message
+
+
+def test_a_coral_on_a_slow_port(tmp_path, library):
+    usb(tmp_path, speed="480")
+    check = checked(tmp_path, "edgetpu")
+    assert check.state == "warn"
+    assert "480 Mbit/s" in check.message
+    assert "USB 3 port" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("version", "state"), [("16.0", "fail"), ("16.0tf2.11.1", "fail"), ("16.0tf2.16.1-1", "ok")]
+)
+def test_a_library_that_crashes_the_runtime(tmp_path, library, version, state):
+    usb(tmp_path)
+    write(
+        tmp_path / "var/lib/dpkg/status",
+        STATUS.format(status="install ok installed", version=version),
+    )
+    check = checked(tmp_path, "edgetpu")
+    assert check.state == state
+    assert f"libedgetpu1-std {version}" in check.message
+
+
+@pytest.mark.parametrize(
+    ("wanted", "remedy"), [("edgetpu", "libedgetpu1-std"), ("cpu", "model inspect")]
+)
+def test_a_crash_while_the_model_is_tried(monkeypatch, wanted, remedy):
+    answer = Refused("its driver or runtime crashed (SIGSEGV)")
+    monkeypatch.setattr(doctor, "_ask", lambda *_: answer)
+    check = doctor.check_model(ModelConfig(accelerator=wanted))
+    assert check.state == "fail"
+    assert remedy in check.remedy
+
+
+def test_operators_on_a_delegate(tmp_path):
+    """The whole way: config, child, engine, a real delegate."""
+    library = build_plugin(tmp_path)
+    check = doctor.check_model(ModelConfig(accelerator=f"delegate:{library}"))
+    assert check.state == "ok"
+    assert f"on delegate:{library.name}" in check.message
+    assert "12 of 117 operators on the accelerator" in check.message
+
+
+def test_a_delegate_that_is_away(tmp_path):
+    library = build_plugin(tmp_path)
+    config = ModelConfig(
+        accelerator=f"delegate:{library}",
+        delegate_options={"mode": "gone", "message": "no device"},
+    )
+    check = doctor.check_model(config)
+    assert check.state == "warn"
+    assert "on cpu" in check.message
+    assert "created no delegate: it says: no device" in check.message
+
+
+def test_a_delegate_that_crashes(tmp_path):
+    library = build_plugin(tmp_path)
+    config = ModelConfig(
+        accelerator=f"delegate:{library}", delegate_options={"mode": "crash_prepare"}
+    )
+    check = doctor.check_model(config)
+    assert check.state == "warn"  # tried in a child, so the processor runs the model
+    assert "on cpu" in check.message
+    assert "SIGSEGV" in check.message
 
 
 @pytest.mark.parametrize("runtime", ["auto", "litert", "tflite-runtime"])
 def test_missing_runtime(monkeypatch, runtime):
-    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    monkeypatch.setattr(accelerator, "_version", lambda package: None)
     check = doctor.check_runtime(ModelConfig(runtime=runtime))
     assert check.state == "fail"
     assert "pip install" in check.remedy
@@ -153,6 +282,28 @@ def test_bad_model_fails(tmp_path, content, reason):
     assert check.state == "fail"
     assert reason in check.message
     assert str(path) in check.message
+
+
+def test_way_the_model_runs_is_measured_or_remembered(tmp_path):
+    memory = tmp_path / "choices.json"
+    measured = doctor.check_model(ModelConfig(), choices_file=memory)
+    assert measured.state == "ok"
+    first, second = measured.message.splitlines()
+    assert "ms per run" in first
+    assert second.startswith("measured just now: ")
+    assert "thread" in second
+    assert not memory.exists()  # a check changes nothing
+
+    config = ModelConfig()
+    key = choice_key(read_model(config.path), config, most_threads())
+    runtime = "litert" if find_spec("ai_edge_litert") else "tflite-runtime"
+    way = {"runtime": runtime, "xnnpack": False, "threads": 1}
+    write_choices(memory, {key: Choice(**way, invoke_ms=77.0, candidates=(), measured_at=1.0)})
+    remembered = doctor.check_model(config, choices_file=memory)
+    assert remembered.message.splitlines()[1] == (
+        f"remembered: {runtime}, without XNNPACK, 1 thread: 77 ms"
+    )
+    assert "on cpu," in remembered.message
 
 
 def test_unknown_label_warns():
@@ -358,3 +509,21 @@ def test_secrets_are_not_in_the_child_s_arguments(monkeypatch):
     doctor.check_camera(CameraConfig(source="rtsp://u:s3cret@127.0.0.1:1/x"))
     assert seen
     assert "s3cret" not in os.fsdecode(b" ".join(map(os.fsencode, seen[0])))
+
+
+def test_every_model_that_is_used_is_checked(tmp_path, capsys):
+    path = tmp_path / "agent.toml"
+    path.write_text(
+        f'[device]\nstate_dir = "{tmp_path}/state"\n'
+        '[[model.then]]\nmodel = "second"\n'
+        f'[models.second]\npath = "{tmp_path}/none.tflite"\n'
+        "[models.other]\nscore_threshold = 0.4\n"
+        '[[camera]]\nsource = "synthetic"\n'
+        '[[camera]]\nname = "yard"\nsource = "synthetic"\nmodel = "other"\n'
+        '[mqtt]\nurl = "mqtt://127.0.0.1:1"\n'
+    )
+    checks = {check.name: check for check in doctor.examine(path)}
+    assert checks["model"].state == "ok"
+    assert checks["model other"].state == "ok"
+    assert checks["model second"].state == "fail"
+    assert "none.tflite" in checks["model second"].message

@@ -14,25 +14,30 @@ LAYERS = [
     ["agent", "agent.errors"],
     ["agent.address", "agent.logs", "agent.redaction"],
     ["agent.config"],
+    ["agent.config_words"],
+    ["agent.config_conflicts"],
+    ["agent.choices"],
+    ["agent.trial_words"],
     ["agent.config_file"],
     ["agent.contract"],
     ["agent.link"],
     ["agent.sensors"],
     ["agent.vision", "agent.daemon"],
-    ["agent.doctor", "agent.demo"],
+    ["agent.doctor", "agent.demo", "agent.evaluate"],
     ["agent.bench"],  # plays with the demo's broker
     ["agent.cli"],
     ["agent.__main__"],
 ]
 HOMES = {
     "paho": ("agent.daemon.mqtt", "agent.demo", "agent.bench", "agent.doctor"),
-    "cv2": ("agent.vision", "agent.bench.raw"),
-    "numpy": ("agent.vision", "agent.bench.raw"),
+    "cv2": ("agent.vision", "agent.bench.raw", "agent.evaluate.masks"),
+    "numpy": ("agent.vision", "agent.bench", "agent.evaluate.masks"),
     "ai_edge_litert": ("agent.vision.engines",),
     "tflite_runtime": ("agent.vision.engines",),
     "picamera2": ("agent.vision.cameras",),
     "amqtt": ("agent.demo",),
-    "rich": ("agent.demo", "agent.vision.detect", "agent.bench"),
+    "rich": ("agent.demo", "agent.vision.detect", "agent.bench", "agent.evaluate"),
+    "pycocotools": ("agent.evaluate.average_precision",),
 }
 # Loaded by the control process: small enough to say so.
 CONTROL = "agent.daemon.app"

@@ -14,31 +14,69 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from agent.bench.session import Session, as_document, demo_clip, run_session
-from agent.demo.children import Children, Signals
-from agent.errors import EXIT_OK, AgentError
+import msgspec
+
+from agent.bench.session import STATE_FOLDER, Session, as_document, demo_clip, run_session
+from agent.choices import Choice
+from agent.demo.children import Children, Interrupted, Signals
+from agent.demo.demo import EXIT_SIGNAL
+from agent.errors import EXIT_OK, AgentError, UnavailableError
 
 
 def run_bench(*, model: str, clip: str, seconds: float, runs: int, json_file: Path | None) -> int:
     """Measure, print a table, and write the figures."""
     clip = str(Path(clip or demo_clip()).resolve())
     rounds = []
+    choice: Choice | None = None
     with Signals() as signals, tempfile.TemporaryDirectory(prefix="edge-agent-") as folder:
-        for number in range(runs):
-            print(f"round {number + 1} of {runs}", file=sys.stderr)
-            rounds.append(_round(model, clip, seconds, Path(folder), signals))
+        try:
+            for number in range(runs):
+                if choice is None:
+                    choice = tuned(model, Path(folder))
+                    print(f"runs as  {choice.describe()}")
+                print(f"round {number + 1} of {runs}", file=sys.stderr)
+                rounds.append(_round(model, choice, clip, seconds, Path(folder), signals))
+        except Interrupted:
+            return EXIT_SIGNAL + signals.last
     document = {"model": model, "clip": clip, "seconds": seconds, "rounds": rounds}
+    document["choice"] = msgspec.to_builtins(choice)
     document["medians"] = medians = _medians(rounds)
     for line in table(medians):
         print(line)
     if json_file is not None:
-        json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, document)
     return EXIT_OK
 
 
-def _raw(model: str, clip: str, seconds: float) -> dict[str, float]:
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write the figures.
+
+    Raises:
+        UnavailableError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UnavailableError(f"--json {path}: cannot be written: {error.strerror}") from error
+
+
+def tuned(model: str, folder: Path) -> Choice:
+    """Measure how the model runs best here, where the daemon will find it; see `model tune`."""
+    config = folder / "tune.toml"
+    state = json.dumps(str(folder / STATE_FOLDER))
+    config.write_text(f"[device]\nstate_dir = {state}\n", encoding="utf-8")
+    command = ["-m", "agent", "model", "tune", model, "--config", str(config), "--json"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AgentError(f"it could not be measured: {done.stderr.strip().splitlines()[-1]}")
+    return msgspec.convert(json.loads(done.stdout)["choice"], Choice)
+
+
+def _raw(model: str, choice: Choice, clip: str, seconds: float) -> dict[str, float]:
+    """Run the yardstick in the same way as the daemon runs the model."""
+    how = [choice.runtime, "on" if choice.xnnpack else "off", str(choice.threads)]
     done = subprocess.run(
-        [sys.executable, "-m", "agent.bench.raw", model, clip, str(seconds), "0"],
+        [sys.executable, "-m", "agent.bench.raw", model, clip, str(seconds), *how],
         capture_output=True,
         text=True,
         check=False,
@@ -49,16 +87,18 @@ def _raw(model: str, clip: str, seconds: float) -> dict[str, float]:
     return figures
 
 
-def _round(model: str, clip: str, seconds: float, folder: Path, signals: Signals) -> dict[str, Any]:
+def _round(
+    model: str, choice: Choice, clip: str, seconds: float, folder: Path, signals: Signals
+) -> dict[str, Any]:
     def session(*, realtime: bool) -> Session:
         with Children(folder, signals) as children:
             return run_session(model, clip, seconds=seconds, realtime=realtime, children=children)
 
-    raws = [_raw(model, clip, seconds / 2)]
+    raws = [_raw(model, choice, clip, seconds / 2)]
     file = session(realtime=False)
-    raws.append(_raw(model, clip, seconds / 2))
+    raws.append(_raw(model, choice, clip, seconds / 2))
     paced = session(realtime=True)
-    raws.append(_raw(model, clip, seconds / 2))
+    raws.append(_raw(model, choice, clip, seconds / 2))
     beside_file = statistics.mean(raw["invoke_p50_ms"] for raw in raws[:2])
     beside_paced = statistics.mean(raw["invoke_p50_ms"] for raw in raws[1:])
     beside_paced_30 = statistics.mean(raw["invoke_at_30_fps_p50_ms"] for raw in raws[1:])

@@ -1,7 +1,7 @@
 """The yardstick: the bare interpreter on this clip's frames, and what decoding them costs.
 
-A process of its own (`python -m agent.bench.raw MODEL CLIP SECONDS THREADS`), so that it
-imports nothing of the pipeline's and shares no state with it. Prints one JSON line.
+A process of its own (`python -m agent.bench.raw MODEL CLIP SECONDS RUNTIME XNNPACK THREADS`),
+so that it imports nothing of the pipeline's and shares no state with it. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 import cv2
 
 from agent.config import CameraConfig, ModelConfig
+from agent.config_file import parse_model
 from agent.vision.cameras import EndOfStream, open_camera
 from agent.vision.engines import Tensor
 from agent.vision.model import Model, load_model
@@ -23,10 +24,10 @@ from agent.vision.preprocess import preprocess
 TENSORS = 30
 
 
-def measure(model_path: str, clip: str, seconds: float, threads: int) -> dict[str, float]:
+def measure(config: ModelConfig, clip: str, seconds: float) -> dict[str, float]:
     """Return invoke times in ms and CPU seconds per frame of decode + invoke."""
     cv2.setNumThreads(1)
-    model = load_model(ModelConfig(path=model_path, threads=threads))
+    model = load_model(config)
     tensors = _tensors(model, clip)
     engine = model.engine
     times_ms: list[float] = []
@@ -100,4 +101,8 @@ def _cpu_ms(model: Model, clip: str, tensors: list[Tensor]) -> tuple[float, floa
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))))
+    model_path, clip_path, lasting, runtime, xnnpack, threads = sys.argv[1:]
+    settings = parse_model(
+        path=model_path, runtime=runtime, xnnpack=xnnpack, threads=int(threads), accelerator="cpu"
+    )
+    print(json.dumps(measure(settings, clip_path, float(lasting))))

@@ -1,4 +1,4 @@
-"""One measured run of the daemon: a clip, a real broker, and a subscriber with its own clock."""
+"""One measured run of the daemon: clips, a real broker, and a subscriber with its own clock."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import psutil
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.contract.payloads import Result
+from agent.contract.payloads import Result, Status
 from agent.demo.broker import HOST, start_broker
 from agent.demo.children import Child, Children, Signals
 from agent.errors import AgentError
@@ -22,6 +23,9 @@ from agent.errors import AgentError
 FIRST_RESULT_WITHIN_S = 60.0
 SETTLE_S = 1.5
 MIB = 1 << 20
+DEVICE = "bench"
+STATE_FOLDER = "state"  # of all daemons of a bench, so that a model is measured once
+Arrivals = list[tuple[float, bytes]]  # Unix seconds, payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,34 +42,79 @@ class Session:
     pss_mib: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    """What came from each camera during the measured time."""
+
+    arrivals: dict[str, Arrivals]
+    elapsed_s: float
+    first_result_s: float  # until every camera had given one
+    cpu_s: float  # of the daemon and its workers
+    pss_mib: float
+    status: Status | None
+
+
 def run_session(
     model: str, clip: str, *, seconds: float, realtime: bool, children: Children
 ) -> Session:
     """Start broker and daemon, let it settle, measure for `seconds`, stop it."""
-    broker = start_broker(children)
-    arrivals: list[tuple[float, bytes]] = []
-    client = mqtt.Client(CallbackAPIVersion.VERSION2)
-    client.on_message = lambda _client, _data, message: arrivals.append(
-        (time.time(), bytes(message.payload))
+    played = play(
+        lambda port: _config(model, clip, port, children.folder, realtime=realtime),
+        ["clip"],
+        seconds=seconds,
+        children=children,
     )
+    return _summary(
+        played.arrivals["clip"],
+        played.elapsed_s,
+        played.first_result_s,
+        played.cpu_s,
+        played.pss_mib,
+    )
+
+
+def play(
+    configure: Callable[[int], str], cameras: Sequence[str], *, seconds: float, children: Children
+) -> Played:
+    """Run the daemon with the configuration for a broker's port; measure once all have begun.
+
+    Raises:
+        AgentError: a camera gives no result, with the daemon's last words.
+    """
+    broker = start_broker(children)
+    arrivals: dict[str, Arrivals] = {name: [] for name in cameras}
+    statuses: list[bytes] = []
+
+    def take(_client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+        at, topic = time.time(), message.topic.split("/")
+        if topic[-1] == "detections":
+            arrivals[topic[-2]].append((at, bytes(message.payload)))
+        else:
+            statuses.append(bytes(message.payload))
+
+    client = mqtt.Client(CallbackAPIVersion.VERSION2)
+    client.on_message = take
     client.connect(HOST, broker.port)
-    client.subscribe("edge/bench/camera/clip/detections", qos=1)
+    topics = [f"edge/{DEVICE}/camera/{name}/detections" for name in cameras]
+    client.subscribe([(topic, 1) for topic in (*topics, f"edge/{DEVICE}/status")])
     client.loop_start()
     config = children.folder / "bench.toml"
-    config.write_text(_config(model, clip, broker.port, realtime=realtime), encoding="utf-8")
+    config.write_text(configure(broker.port), encoding="utf-8")
     started = time.time()
     daemon = children.start(
         "daemon", [sys.executable, "-m", "agent", "run", "--config", str(config)]
     )
     try:
         _wait_for_first(arrivals, daemon, children.signals)
-        first_s = arrivals[0][0] - started
+        first_s = max(there[0][0] for there in arrivals.values()) - started
         children.signals.sleep(SETTLE_S)
         control = psutil.Process(daemon.process.pid)
         processes = [control, *control.children()]
-        cpu_before, count_before, began = _cpu_s(processes), len(arrivals), time.time()
+        cpu_before, began = _cpu_s(processes), time.time()
+        before = {name: len(there) for name, there in arrivals.items()}
         children.signals.sleep(seconds)
-        cpu_s, measured = _cpu_s(processes) - cpu_before, arrivals[count_before:]
+        cpu_s = _cpu_s(processes) - cpu_before
+        measured = {name: there[before[name] :] for name, there in arrivals.items()}
         elapsed = time.time() - began
         pss = sum(process.memory_full_info().pss for process in processes) / MIB
     finally:
@@ -73,14 +122,30 @@ def run_session(
         client.disconnect()
         client.loop_stop()
         children.end(broker.child)
-    return _summary(measured, elapsed, first_s, cpu_s, pss)
+    return Played(
+        arrivals=measured,
+        elapsed_s=elapsed,
+        first_result_s=first_s,
+        cpu_s=cpu_s,
+        pss_mib=pss,
+        status=_last_status(statuses),
+    )
 
 
-def _config(model: str, clip: str, port: int, *, realtime: bool) -> str:
-    quoted = {key: json.dumps(value) for key, value in (("model", model), ("clip", clip))}
+def _last_status(payloads: list[bytes]) -> Status | None:
+    """Return what the daemon said of itself last, while it still ran its cameras."""
+    decode = msgspec.json.Decoder(Status).decode
+    known = [decode(payload) for payload in payloads]
+    return next((one for one in reversed(known) if one.engines), known[-1] if known else None)
+
+
+def _config(model: str, clip: str, port: int, folder: Path, *, realtime: bool) -> str:
+    values = {"model": model, "clip": clip, "state": str(folder / STATE_FOLDER)}
+    quoted = {key: json.dumps(value) for key, value in values.items()}
     return f"""
 [device]
-id = "bench"
+id = "{DEVICE}"
+state_dir = {quoted["state"]}
 [model]
 path = {quoted["model"]}
 [[camera]]
@@ -94,11 +159,15 @@ url = "mqtt://{HOST}:{port}"
 """
 
 
-def _wait_for_first(arrivals: list[tuple[float, bytes]], daemon: Child, signals: Signals) -> None:
+def _wait_for_first(arrivals: dict[str, Arrivals], daemon: Child, signals: Signals) -> None:
     deadline = time.monotonic() + FIRST_RESULT_WITHIN_S
-    while not arrivals:
+    while not all(arrivals.values()):
         if daemon.process.poll() is not None or time.monotonic() > deadline:
-            raise AgentError("the daemon gave no result; it said: " + " | ".join(daemon.tail(5)))
+            silent = ", ".join(name for name, there in arrivals.items() if not there)
+            raise AgentError(
+                f"the daemon gave no result of camera {silent}; it said: "
+                + " | ".join(daemon.tail(5))
+            )
         signals.sleep(0.005)
 
 
@@ -108,9 +177,11 @@ def _cpu_s(processes: list[psutil.Process]) -> float:
 
 
 def _summary(
-    measured: list[tuple[float, bytes]], elapsed: float, first_s: float, cpu_s: float, pss: float
+    measured: Arrivals, elapsed: float, first_s: float, cpu_s: float, pss: float
 ) -> Session:
     decode = msgspec.json.Decoder(Result).decode
+    if not measured:
+        raise AgentError(f"no result came within {elapsed:.1f} s; measure longer with --seconds")
     results = [(at, decode(payload)) for at, payload in measured]
     latencies = sorted((at - result.captured_at) * 1e3 for at, result in results)
     stages = [msgspec.structs.asdict(result.stage_ms) for _, result in results]
@@ -119,7 +190,12 @@ def _summary(
         results_per_s=len(results) / elapsed,
         latency_p50_ms=statistics.median(latencies),
         latency_p99_ms=latencies[int(len(latencies) * 0.99)],
-        stage_p50_ms={key: statistics.median(s[key] for s in stages) for key in stages[0]},
+        stage_p50_ms={
+            # A stage that this model does not have is not in its results.
+            key: statistics.median(s[key] for s in stages)
+            for key, value in stages[0].items()
+            if value is not msgspec.UNSET
+        },
         dropped=sum(result.dropped for _, result in results),
         cpu_ms=cpu_s / len(results) * 1e3,
         pss_mib=pss,

@@ -15,6 +15,9 @@ Count = Annotated[int, Meta(ge=0)]
 Milliseconds = Annotated[float, Meta(ge=0)]
 Score = Annotated[float, Meta(ge=0, le=1)]
 UnixSeconds = Annotated[float, Meta(description="Unix time in seconds")]
+# What bounds a result's size, whatever a model gives.
+MAX_POLYGONS, MAX_POLYGON_POINTS = 8, 64  # of one class, the largest pieces; simplified to this
+MAX_TENSOR_VALUES, MAX_TENSOR_NAME = 16, 128
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -44,30 +47,109 @@ class StageTimes(Struct, frozen=True, kw_only=True):
     preprocess: Milliseconds
     inference: Milliseconds
     postprocess: Milliseconds
+    cascade: Annotated[Milliseconds, Meta(description="second stages")] | UnsetType = UNSET
 
 
-class Detection(Struct, frozen=True, kw_only=True):
-    """One object. `box` is [x_min, y_min, x_max, y_max] in pixels of the captured frame."""
-
-    label: str | None
-    class_id: Count
-    score: Score
-    box: tuple[float, float, float, float]
+Box = Annotated[
+    tuple[float, float, float, float],
+    Meta(description="[x_min, y_min, x_max, y_max] in pixels of the captured frame"),
+]
 
 
 class Classification(Struct, frozen=True, kw_only=True):
-    """One class of a whole frame."""
+    """One class of a whole frame, or of one box of it."""
 
     label: str | None
     class_id: Count
     score: Score
+
+
+class Keypoint(Struct, frozen=True, kw_only=True):
+    """One point of a figure or an object, in pixels of the captured frame and inside it."""
+
+    label: Annotated[str | None, Meta(description="such as left_knee; the order is the model's")]
+    score: Annotated[Score | None, Meta(description="null where the model gives none")]
+    x: float
+    y: float
+
+
+class Detection(Struct, frozen=True, kw_only=True):
+    """One object; `classes` and `classified_by` come from a second stage that looked at it."""
+
+    label: str | None
+    class_id: Count
+    score: Score
+    box: Box
+    keypoints: list[Keypoint] | UnsetType = UNSET
+    classes: list[Classification] | UnsetType = UNSET
+    classified_by: Annotated[str, Meta(description="its name in [models]")] | UnsetType = UNSET
+
+
+class Pose(Struct, frozen=True, kw_only=True):
+    """One figure; every one has all points, the hidden ones with low scores.
+
+    Where a model scores points alone, the figure's score is their mean; where it gives no box,
+    `box` is null.
+    """
+
+    score: Score
+    box: Box | None
+    points: list[Keypoint]
+
+
+class Region(Struct, frozen=True, kw_only=True):
+    """One class of a segmented frame: its share, and outlines of its largest pieces.
+
+    The background is no region. Polygons are outer outlines, simplified: they run around holes,
+    which `area` does not count.
+    """
+
+    label: str | None
+    class_id: Count
+    area: Annotated[float, Meta(ge=0, le=1, description="share of the frame, all pieces")]
+    polygons: Annotated[
+        list[
+            Annotated[list[tuple[float, float]], Meta(min_length=3, max_length=MAX_POLYGON_POINTS)]
+        ],
+        Meta(max_length=MAX_POLYGONS, description="[x, y] in pixels, largest piece first"),
+    ]
+
+
+class TensorStatistics(Struct, frozen=True, kw_only=True):
+    """One output that no decoder reads; numbers are dequantized, `null` where none is finite."""
+
+    name: Annotated[str, Meta(max_length=MAX_TENSOR_NAME)]
+    shape: list[Count]
+    dtype: Annotated[str, Meta(description="as stored, such as int8")]
+    min: float | None
+    max: float | None
+    mean: float | None
+    not_finite: Count
+    values: (
+        Annotated[
+            list[float | None],
+            Meta(max_length=MAX_TENSOR_VALUES, description="of tensors with few elements"),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class CascadeRun(Struct, frozen=True, kw_only=True):
+    """What one second stage did for one frame."""
+
+    name: Annotated[str, Meta(description="its name in [models]")]
+    model: ModelIdentity
+    accelerator: str
+    crops: Count
+    skipped: Annotated[int, Meta(ge=0, description="boxes left out for the budget")]
 
 
 class Result(Struct, frozen=True, kw_only=True):
     """One processed frame; `(device, boot_id, camera, seq)` identifies it for ever.
 
     `dropped` counts the frames of this camera that were captured but not processed since
-    the result before: frame_id grows by `dropped` + 1 from one processed frame to the next.
+    the result before, `still` those that a motion gate found unchanged: frame_id grows by
+    `dropped` + `still` + 1 from one processed frame to the next.
     """
 
     schema: Literal["edge-agent/detections/1"] = "edge-agent/detections/1"
@@ -84,8 +166,25 @@ class Result(Struct, frozen=True, kw_only=True):
     model: ModelIdentity
     accelerator: Annotated[str, Meta(description="what really ran, such as cpu:xnnpack")]
     stage_ms: StageTimes
+    still: Annotated[
+        int, Meta(ge=0, description="frames since the result before in which nothing moved")
+    ] = 0
     detections: list[Detection] | UnsetType = UNSET
     classes: list[Classification] | UnsetType = UNSET
+    keypoints: list[Pose] | UnsetType = UNSET
+    regions: list[Region] | UnsetType = UNSET
+    tensors: list[TensorStatistics] | UnsetType = UNSET
+    cascade: list[CascadeRun] | UnsetType = UNSET
+
+
+# Task -> the list that a result of such a model has, empty where nothing was found.
+FINDINGS = {
+    "detection": "detections",
+    "classification": "classes",
+    "pose": "keypoints",
+    "segmentation": "regions",
+    "raw": "tensors",
+}
 
 
 class Accelerator(Struct, frozen=True, kw_only=True):
@@ -94,6 +193,27 @@ class Accelerator(Struct, frozen=True, kw_only=True):
     wanted: str
     used: str | None
     reason: str | None
+
+
+class MeasuredRun(Struct, frozen=True, kw_only=True):
+    """How the interpreter runs: measured on this board, or told by the configuration."""
+
+    runtime: str
+    threads: int
+    xnnpack: bool
+    invoke_ms: Annotated[float, Meta(description="median, measured when it was chosen")] | None
+
+
+class EngineStatus(Struct, frozen=True, kw_only=True):
+    """One model at work for some of the cameras."""
+
+    name: Annotated[str, Meta(description="in [models]; empty for [model]")]
+    cameras: list[str]
+    model: ModelIdentity | None
+    task: str | None
+    head: str | None
+    accelerator: Accelerator
+    run: MeasuredRun | None
 
 
 class Board(Struct, frozen=True, kw_only=True):
@@ -134,6 +254,7 @@ class Status(Struct, frozen=True, kw_only=True):
     model: ModelIdentity | None
     task: str | None
     accelerator: Accelerator
+    engines: list[EngineStatus]
     cameras: list[CameraSummary]
     health: list[Problem]
     clock_synced: bool | None
@@ -159,6 +280,7 @@ class CameraTelemetry(Struct, frozen=True, kw_only=True):
 
     captured: Count
     dropped: Count
+    still: Count
     processed: Count
     fps_in: float | None
     fps_out: float | None

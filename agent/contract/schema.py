@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from agent import __version__
 from agent.contract import topics
-from agent.contract.payloads import Result
+from agent.contract.payloads import FINDINGS, Result
 from agent.contract.topics import TopicRow
 from agent.errors import EXIT_USAGE, AgentError
 
@@ -109,8 +109,8 @@ def _finish(definition: Json) -> None:
 
 
 def _one_kind_of_finding() -> Json:
-    """Return what the type of a result cannot say: it has one list of findings, never both."""
-    return {"oneOf": [{"required": ["detections"]}, {"required": ["classes"]}]}
+    """Return what the type of a result cannot say: it has the list of one task, never two."""
+    return {"oneOf": [{"required": [name]} for name in FINDINGS.values()]}
 
 
 def asyncapi() -> Json:

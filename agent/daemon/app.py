@@ -1,7 +1,10 @@
 """The composition root of the control process: the only place where settings meet constructors.
 
-One thread runs `supervise`: it waits on the worker's link, on signals and on timers. The MQTT
+One thread runs `supervise`: it waits on the workers' links, on signals and on timers. The MQTT
 link has a thread of its own, so that a slow broker or resolver never delays supervision.
+
+Each model that cameras name is an engine with a worker process of its own: whatever one of
+them does, the cameras of the others go on.
 """
 
 from __future__ import annotations
@@ -15,27 +18,35 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from agent.config import Config, device_id
+from agent.choices import CHOICES_FILE, most_threads
+from agent.config import CameraConfig, Config, device_id
 from agent.contract import topics
 from agent.contract.topics import Topics
+from agent.daemon.choice_memory import ChoiceMemory
+from agent.daemon.failover import Failover
 from agent.daemon.mqtt import MqttLink
 from agent.daemon.outbox import GapNote, Outbox, Record
-from agent.daemon.report import Report
-from agent.daemon.supervisor import Supervisor
+from agent.daemon.probing import AcceleratorProbe
+from agent.daemon.report import EngineReport, Report
+from agent.daemon.supervisor import Supervisor, stop_all
 from agent.link import Resume, Start
+from agent.sensors.coral import find_corals
 
 log = logging.getLogger(__name__)
 
 STOP_WORKER_WITHIN_S = 4.0
 FLUSH_WITHIN_S = 4.0
+# Reading a few directories of sysfs costs well under a millisecond.
+HOT_PLUG_LOOK_S = 2.0
 
 
 @dataclass(slots=True)
 class Daemon:
     """Everything that runs in the control process."""
 
-    supervisor: Supervisor
+    supervisors: list[Supervisor]
     mqtt: MqttLink
     report: Report
     telemetry_interval_s: float
@@ -52,15 +63,6 @@ def build_daemon(config: Config) -> Daemon:
     def gap_record(note: GapNote) -> Record:
         return report.gap_record(note)
 
-    def make_start(resume: dict[str, Resume]) -> Start:
-        return Start(
-            device=device,
-            boot_id=boot_id,
-            model=config.model,
-            cameras=config.camera,
-            resume=resume,
-        )
-
     mqtt = MqttLink(
         config.mqtt,
         client_id=f"edge-agent-{device}",
@@ -73,19 +75,74 @@ def build_daemon(config: Config) -> Daemon:
         boot_id=boot_id,
         groups=config.device.groups,
         cameras=config.camera,
-        accelerator_wanted=config.model.accelerator,
         names=names,
         mqtt=mqtt,
-        worker_pid=lambda: supervisor.worker_pid,
-        worker_restarts=lambda: supervisor.restarts,
     )
-    supervisor = Supervisor(make_start=make_start, listener=report)
+    memory = ChoiceMemory(Path(config.device.state_dir) / CHOICES_FILE)
+    served = cameras_by_model(config)
+    supervisors = [
+        build_engine(config, name, cameras, device, boot_id, report, memory, len(served))
+        for name, cameras in served.items()
+    ]
     return Daemon(
-        supervisor=supervisor,
+        supervisors=supervisors,
         mqtt=mqtt,
         report=report,
         telemetry_interval_s=config.telemetry.interval_s,
     )
+
+
+def cameras_by_model(config: Config) -> dict[str, tuple[CameraConfig, ...]]:
+    """Return the models that cameras name, the one of [model] first, each with its cameras."""
+    names = sorted({camera.model for camera in config.camera})
+    return {
+        name: tuple(camera for camera in config.camera if camera.model == name) for name in names
+    }
+
+
+def build_engine(
+    config: Config,
+    name: str,
+    cameras: tuple[CameraConfig, ...],
+    device: str,
+    boot_id: str,
+    report: Report,
+    memory: ChoiceMemory,
+    engines: int,
+) -> Supervisor:
+    """Wire one engine: its report and its supervisor."""
+    model = config.models[name] if name else config.model
+
+    def make_start(resume: dict[str, Resume], avoid: str) -> Start:
+        return Start(
+            device=device,
+            boot_id=boot_id,
+            model=model,
+            second={stage.model: config.models[stage.model] for stage in model.then},
+            cameras=cameras,
+            resume=resume,
+            avoid=avoid,
+            most_threads=most_threads(engines),
+            choices=memory.short,
+        )
+
+    listener = EngineReport(
+        name=name,
+        cameras=tuple(camera.name for camera in cameras),
+        accelerator_wanted=model.accelerator,
+        worker_pid=lambda: supervisor.worker_pid,
+        restarts=lambda: supervisor.restarts,
+        report=report,
+        learn=memory.learn,
+    )
+    report.engines.append(listener)
+    supervisor = Supervisor(
+        make_start=make_start,
+        listener=listener,
+        failover=Failover(model.accelerator),
+        start_probe=lambda: AcceleratorProbe(model),
+    )
+    return supervisor
 
 
 def run_daemon(config: Config, warnings: list[str]) -> int:
@@ -94,13 +151,14 @@ def run_daemon(config: Config, warnings: list[str]) -> int:
         log.warning("configuration: %s", warning)
     daemon = build_daemon(config)
     with _stop_on_signals() as stop:
-        daemon.supervisor.start()  # first: its libraries load while the broker is looked up
+        for supervisor in daemon.supervisors:
+            supervisor.start()  # first: libraries load while the broker is looked up
         daemon.report.publish_all()
         daemon.mqtt.start()
         try:
             _supervise(daemon, stop)
         finally:
-            daemon.supervisor.stop(STOP_WORKER_WITHIN_S)
+            stop_all(daemon.supervisors, STOP_WORKER_WITHIN_S)
             is_flushed = daemon.mqtt.stop(FLUSH_WITHIN_S)
     if not is_flushed:
         log.warning("stopped with results unsent waiting=%d", daemon.mqtt.outbox.waiting)
@@ -110,27 +168,60 @@ def run_daemon(config: Config, warnings: list[str]) -> int:
 def _supervise(daemon: Daemon, stop: _StopRequest) -> None:
     """The main loop: the worker's messages, the supervisor's timers, telemetry."""
     next_telemetry = time.monotonic() + daemon.telemetry_interval_s
+    corals = HotPlug()
     with selectors.DefaultSelector() as selector:
         selector.register(stop.wake, selectors.EVENT_READ)
-        registered: socket.socket | None = None
+        registered: dict[int, socket.socket | None] = {}
         while not stop.is_set:
-            due_s = daemon.supervisor.check()
-            link = daemon.supervisor.link
-            if link is not registered:
-                if registered is not None:
-                    selector.unregister(registered)  # finds closed sockets as well
-                if link is not None:
-                    selector.register(link, selectors.EVENT_READ)
-                registered = link
+            if corals.has_come(time.monotonic()):
+                for supervisor in daemon.supervisors:
+                    supervisor.failover.on_plugged_in(time.monotonic())
+            due_s = min(supervisor.check() for supervisor in daemon.supervisors)
+            for number, supervisor in enumerate(daemon.supervisors):
+                _follow(selector, registered, number, supervisor.link)
             timeout = max(0.0, min(due_s, next_telemetry - time.monotonic()))
             for key, _ in selector.select(timeout):
                 if key.fileobj is stop.wake:
                     stop.wake.recv(64)
                 else:
-                    daemon.supervisor.receive()
+                    daemon.supervisors[key.data].receive()
             if time.monotonic() >= next_telemetry:
                 next_telemetry = time.monotonic() + daemon.telemetry_interval_s
                 daemon.report.publish_telemetry()
+
+
+@dataclass(slots=True)
+class HotPlug:
+    """Notices Corals that are plugged in while the daemon runs."""
+
+    root: Path = Path("/")
+    _known: frozenset[str] | None = None
+    _next_look: float = 0.0
+
+    def has_come(self, now: float) -> bool:
+        """Return whether there is one that was not there at the last look."""
+        if now < self._next_look:
+            return False
+        self._next_look = now + HOT_PLUG_LOOK_S
+        nodes = frozenset(coral.node for coral in find_corals(self.root))
+        known, self._known = self._known, nodes
+        return known is not None and bool(nodes - known)
+
+
+def _follow(
+    selector: selectors.BaseSelector,
+    registered: dict[int, socket.socket | None],
+    number: int,
+    link: socket.socket | None,
+) -> None:
+    """Wait on the link that a supervisor has now."""
+    old = registered.get(number)
+    if link is not old:
+        if old is not None:
+            selector.unregister(old)  # finds closed sockets as well
+        if link is not None:
+            selector.register(link, selectors.EVENT_READ, number)
+        registered[number] = link
 
 
 @dataclass(slots=True)

@@ -5,32 +5,34 @@
          └── died / failed / too slow to start / silent / a stage stuck ──┘
 
 The supervisor owns the worker's process and its end of the link; it never touches MQTT.
-What it learns goes to a `Listener`. All times are monotonic.
+What it learns goes to a `Listener`. Whether the worker may use its accelerator is `Failover`'s
+word; when a probe finds it well again, the worker is asked to end and replaced. All times are
+monotonic.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
-import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 
-import agent
+from agent.daemon.failover import Failover
+from agent.daemon.worker_run import WorkerRun, spawn_worker
 from agent.link import (
     Beat,
     CameraChange,
     Failed,
     FromWorker,
     Inbox,
+    Learned,
     Ready,
     ResultOut,
     Resume,
@@ -43,14 +45,17 @@ from agent.link import (
 log = logging.getLogger(__name__)
 
 # Loading libraries and a model from an SD card on the slowest board, with a wide margin.
-START_WITHIN_S = 120.0
+START_WITHIN_S = 180.0
 # The worker beats twice a second; this much silence means that it is frozen or starved.
 SILENT_S = 5.0
 # Every stage waits at most half a second before it ticks; more than this is native code that
 # hangs. Cameras get longer: opening a network stream may rightly take several seconds.
 STAGE_STUCK_S = 10.0
-# Big models on small boards take seconds; hung is what takes this many first invokes and more.
+# Big models on small boards take seconds; hung is what takes this many times the 99th
+# percentile and more, or that many first invokes before a percentile is known.
 INVOKES_STUCK = 20
+# A worker that is asked to end finishes the frames under way first.
+REPLACE_WITHIN_S = 4.0
 CAPTURE_STUCK_S = 25.0
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 60.0
@@ -75,8 +80,24 @@ class Listener(Protocol):
     def on_beat(self, beat: Beat) -> None:
         """The worker's counters, since it started."""
 
+    def on_learned(self, learned: Learned) -> None:
+        """How a model runs best here was measured."""
+
     def on_down(self, code: str, reason: str) -> None:
         """The worker is gone; results stop until the next `on_ready`."""
+
+    def on_replaced(self) -> None:
+        """The worker has ended because it was asked to; another one starts."""
+
+
+class Probe(Protocol):
+    """A process that tries the accelerator."""
+
+    def poll(self) -> str | None:
+        """Return why it does not work, empty when it does, None while that is being tried."""
+
+    def end(self) -> None:
+        """Stop trying."""
 
 
 @dataclass(slots=True)
@@ -87,52 +108,27 @@ class _Progress:
     last_frame_id: int = 0
 
 
-@dataclass(slots=True)
-class _Run:
-    """One worker's life."""
-
-    process: subprocess.Popen[bytes]
-    link: socket.socket
-    inbox: Inbox[FromWorker]
-    started_at: float
-    heard_at: float
-    failure: Failed | None = None
-    has_progressed: bool = False
-
-
-# As `-m agent.vision.worker`, but this very package comes first on the path, and not the
-# current folder with whatever modules lie there.
-WORKER = "import sys; sys.path[0] = sys.argv.pop(1); from agent.vision.worker import main; main()"
 State = Literal["starting", "running", "backing_off"]
-
-
-def spawn_worker(worker_end: socket.socket) -> subprocess.Popen[bytes]:
-    """Start a worker process on its end of a link."""
-    descriptor = worker_end.fileno()
-    package = str(Path(agent.__file__).parent.parent)
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, package, str(descriptor)],
-        pass_fds=[descriptor],
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # the terminal's Ctrl-C is for us; we end the worker
-    )
 
 
 @dataclass(slots=True)
 class Supervisor:
     """See the module's docstring. Drive it with `receive` when `link` is readable, and `check`."""
 
-    make_start: Callable[[dict[str, Resume]], Start]
+    make_start: Callable[[dict[str, Resume], str], Start]  # of resume and Failover.avoid
     listener: Listener
+    failover: Failover
+    start_probe: Callable[[], Probe]
     spawn: Callable[[socket.socket], subprocess.Popen[bytes]] = spawn_worker
     clock: Callable[[], float] = time.monotonic
     state: State = "backing_off"
     restarts: int = 0
-    _run: _Run | None = None
+    _run: WorkerRun | None = None
     _restart_at: float = 0.0
     _failures: int = 0
     _stuck_s: float = STAGE_STUCK_S
     _deaths_without_progress: int = 0
+    _probe: Probe | None = None
     _progress: dict[str, _Progress] = field(default_factory=dict)
 
     @property
@@ -158,10 +154,10 @@ class Supervisor:
             theirs.close()
         now = self.clock()
         inbox: Inbox[FromWorker] = Inbox(ours, FromWorker)
-        self._run = _Run(process=process, link=ours, inbox=inbox, started_at=now, heard_at=now)
+        self._run = WorkerRun(process=process, link=ours, inbox=inbox, started_at=now, heard_at=now)
         self.state = "starting"
         try:
-            send(ours, self.make_start(self._resume()))
+            send(ours, self.make_start(self._resume(), self.failover.avoid))
         except OSError:
             self.receive()  # it has ended already; its last words may say why
         ours.setblocking(False)
@@ -196,12 +192,15 @@ class Supervisor:
                 self._down("worker", f"link to the worker broke: {error}")
                 return
             if message is None:
-                self._down(*self._obituary(run))
+                if run.replaced_by is None:
+                    self._down(*run.obituary(is_starting=self.state == "starting"))
+                else:
+                    self._replace(run)
                 return
             run.heard_at = self.clock()
             self._handle(run, message)
 
-    def _handle(self, run: _Run, message: FromWorker) -> None:
+    def _handle(self, run: WorkerRun, message: FromWorker) -> None:
         match message:
             case ResultOut():
                 progress = self._progress.setdefault(message.camera, _Progress())
@@ -215,11 +214,21 @@ class Supervisor:
                     progress.last_frame_id = max(progress.last_frame_id, counts.last_frame_id)
                     run.has_progressed |= counts.processed > 0
                 self.listener.on_beat(message)
+                if message.invoke_p99_s is not None:
+                    self._stuck_s = max(STAGE_STUCK_S, INVOKES_STUCK * message.invoke_p99_s)
                 self._check_stages(message)
             case Ready():
                 self.state = "running"
                 self._stuck_s = max(STAGE_STUCK_S, INVOKES_STUCK * message.first_invoke_s)
+                self.failover.on_ready(
+                    message.accelerator,
+                    is_fallback=message.is_fallback,
+                    reason=message.reason or "",
+                    now=self.clock(),
+                )
                 self.listener.on_ready(message)
+            case Learned():
+                self.listener.on_learned(message)
             case CameraChange():
                 self.listener.on_camera(message)
             case Failed():
@@ -229,7 +238,8 @@ class Supervisor:
         for stage, age_s in beat.stage_age_s.items():
             limit = CAPTURE_STUCK_S if stage.startswith("capture.") else self._stuck_s
             if age_s > limit:
-                self._down("worker", f"stage {stage} stuck for {age_s:.0f} s; worker replaced")
+                reason = f"stage {stage} stuck for {age_s:.0f} s; worker replaced"
+                self._down("worker", reason, is_hang=True)
                 return
 
     def check(self) -> float:
@@ -242,8 +252,13 @@ class Supervisor:
             self.restarts += 1
             self.start()
             return 0.1
-        if self.state == "running" and self.clock() - run.started_at > STABLE_S:
-            self._failures = 0
+        if self.state == "running":
+            if now - run.started_at > STABLE_S:
+                self._failures = 0
+            self._look_after_accelerator(run)
+        if run.replaced_by is not None and now > run.replaced_by:
+            self._replace(run)
+            return 0.1
         limit = START_WITHIN_S if self.state == "starting" else SILENT_S
         silent_s = now - (run.started_at if self.state == "starting" else run.heard_at)
         if silent_s > limit and self.state == "running":
@@ -251,41 +266,58 @@ class Supervisor:
             silent_s = now - run.heard_at
         if self._run is run and silent_s > limit:
             what = "did not become ready" if self.state == "starting" else "was silent"
-            self._down("worker", f"worker {what} for {silent_s:.0f} s; replaced")
+            self._down("worker", f"worker {what} for {silent_s:.0f} s; replaced", is_hang=True)
         return 0.25
 
-    def _obituary(self, run: _Run) -> tuple[str, str]:
-        """Say why a worker that closed its link has ended."""
-        try:
-            code = run.process.wait(timeout=2.0)
-        except subprocess.TimeoutExpired:
-            return "worker", "worker closed its link but did not end; killed"
-        if run.failure is not None:
-            return run.failure.code, run.failure.reason
-        if code >= 0:
-            return "worker", f"worker ended with exit code {code}"
-        name = signal.Signals(-code).name
-        if self.state == "starting" and -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
-            return "model", f"the runtime crashed ({name}) while loading; the model may be damaged"
-        return "worker", f"worker died of {name}"
+    def _look_after_accelerator(self, run: WorkerRun) -> None:
+        """Probe a resting accelerator when it is time; ask the worker to end when it is back."""
+        now = self.clock()
+        if self._probe is None:
+            if self.failover.is_probe_due(now):
+                self._probe = self.start_probe()
+            return
+        failure = self._probe.poll()
+        if failure is None:
+            return
+        self._probe = None
+        log.info("accelerator probed wanted=%s failure=%s", self.failover.wanted, failure or "none")
+        if self.failover.on_probe(failure, now) and run.replaced_by is None:
+            run.replaced_by = now + REPLACE_WITHIN_S
+            try:
+                send(run.link, Stop())
+            except OSError:
+                run.replaced_by = now
 
-    def _down(self, code: str, reason: str) -> None:
+    def _replace(self, run: WorkerRun) -> None:
+        """Start the next worker in the place of one that was asked to end."""
+        run.end()
+        self._run = None
+        self.restarts += 1
+        self.listener.on_replaced()
+        self.start()
+
+    def _down(self, code: str, reason: str, *, is_hang: bool = False) -> None:
         """Bury the worker."""
         run = self._run
         assert run is not None
-        self._end(run)
+        rests_now = False
+        if code != "model" or run.failure is None:  # a refused model says nothing of accelerators
+            rests_now = self.failover.on_death(
+                reason, self.clock(), was_ready=self.state == "running", is_hang=is_hang
+            )
+        run.end()
         self._run = None
         if run.has_progressed:
             self._deaths_without_progress = 0
         elif self.state == "running":
             self._deaths_without_progress += 1
-        self._back_off(code, reason)
+        self._back_off(code, reason, at_once=rests_now)  # the next one has less to stumble over
 
-    def _back_off(self, code: str, reason: str) -> None:
+    def _back_off(self, code: str, reason: str, *, at_once: bool = False) -> None:
         """Set the time for the next worker."""
         self.state = "backing_off"
         delay = 0.0
-        if self._failures:
+        if self._failures and not at_once:
             delay = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** (self._failures - 1))
         self._failures = min(self._failures + 1, 12)
         delay *= random.uniform(0.75, 1.25)
@@ -293,24 +325,22 @@ class Supervisor:
         log.error("worker down code=%s reason=%s restart_in_s=%.1f", code, reason, delay)
         self.listener.on_down(code, reason)
 
-    def _end(self, run: _Run) -> None:
-        if run.process.poll() is None:
-            run.process.kill()
-        run.link.close()
-        try:
-            run.process.wait(timeout=2.0)
-        except subprocess.TimeoutExpired:
-            # Stuck in the kernel: nothing ends it but the driver; leave it and go on.
-            log.error("worker cannot be killed pid=%d", run.process.pid)  # noqa: TRY400
+    def ask_to_stop(self) -> None:
+        """Ask the worker to finish what is under way; `stop` waits for it."""
+        if self._probe is not None:
+            self._probe.end()
+            self._probe = None
+        if self._run is not None:
+            with contextlib.suppress(OSError):
+                send(self._run.link, Stop())
 
     def stop(self, within_s: float) -> None:
-        """Ask the worker to finish, take its last results, then end it."""
+        """Take the last results of a worker that was asked to stop, then end it."""
         run = self._run
         if run is None:
             return
         deadline = self.clock() + within_s
         try:
-            send(run.link, Stop())
             while (left := deadline - self.clock()) > 0:
                 run.link.settimeout(left)
                 message = run.inbox.receive()
@@ -321,5 +351,14 @@ class Supervisor:
                     return
         except (OSError, msgspec.DecodeError):
             pass
-        self._end(run)
+        run.end()
         self._run = None
+
+
+def stop_all(supervisors: Sequence[Supervisor], within_s: float) -> None:
+    """Stop workers side by side: all are asked before any is waited for."""
+    deadline = time.monotonic() + within_s
+    for supervisor in supervisors:
+        supervisor.ask_to_stop()
+    for supervisor in supervisors:
+        supervisor.stop(max(0.2, deadline - time.monotonic()))

@@ -8,9 +8,7 @@ for one message published below the device's own topic. No message contains a pa
 
 from __future__ import annotations
 
-import ctypes.util
 import grp
-import importlib.metadata
 import os
 import shutil
 import signal
@@ -19,12 +17,12 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import psutil
 from msgspec import Struct
 
+from agent.choices import CHOICES_FILE, most_threads
 from agent.config import (
     DEFAULT_CONFIG_PATH,
     CameraConfig,
@@ -34,18 +32,19 @@ from agent.config import (
 )
 from agent.config_file import load_config
 from agent.daemon.mqtt import probe
+from agent.doctor.accelerator import check_accelerator, check_runtime
 from agent.doctor.broker import round_trip
+from agent.doctor.check import Check
 from agent.errors import EXIT_CONFIG, EXIT_OK, EXIT_UNAVAILABLE, BrokerError, ConfigError
 from agent.redaction import redact
 from agent.sensors.clock import read_clock_synced
-from agent.vision.probe import Answer, CameraFound, ModelFound, Refused
-
-State = Literal["ok", "warn", "fail"]
+from agent.sensors.coral import HOW_TO_INSTALL
+from agent.vision.probe import Answer, CameraFound, ModelFound, ModelQuestion, Refused
 
 # A camera may take 5 s to open and 12 s for its first frame, and is then read for 2 s; the
 # rest is a slow board importing OpenCV.
 CAMERA_LIMIT_S = 40.0
-MODEL_LIMIT_S = 90.0
+MODEL_LIMIT_S = 150.0  # a trial of TRIAL_WITHIN_S on each of two runtimes, and the load itself
 BROKER_LIMIT_S = 10.0
 BLACK_BELOW = 8.0  # mean of 0 to 255; a covered lens gives noise of less than this
 SLOW_BELOW = 0.7  # of the rate asked for; in the dark many cameras halve theirs
@@ -54,15 +53,6 @@ DISK_LOW_MIB = 100
 # Resident with the shipped model and one 720p camera: 28 MiB and 97 MiB, measured on x86-64.
 MEMORY_NEEDED_MIB = 160
 COLORS = {"ok": "\033[32m", "warn": "\033[33m", "fail": "\033[31m"}
-
-
-class Check(Struct, frozen=True, kw_only=True):
-    """One finding; `remedy` says what to do."""
-
-    name: str
-    state: State
-    message: str
-    remedy: str | None = None
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -109,7 +99,15 @@ def examine(config_path: Path | None) -> Iterator[Check]:
     yield check
     if config is not None:
         yield check_runtime(config.model)
-        yield check_model(config.model)
+        used = models_used(config)
+        for name, model in used.items():
+            yield _of(name, check_accelerator(model))
+            checked = check_model(
+                model,
+                choices_file=Path(config.device.state_dir) / CHOICES_FILE,
+                engines=len({camera.model for camera in config.camera}),
+            )
+            yield _of(name, checked)
         yield check_permissions(config.camera)
         with ThreadPoolExecutor(len(config.camera), "agent.check") as pool:
             yield from pool.map(check_camera, config.camera)
@@ -117,6 +115,21 @@ def examine(config_path: Path | None) -> Iterator[Check]:
         yield from check_state_dir(Path(config.device.state_dir))
         yield check_memory(config)
     yield check_clock(read_clock_synced())
+
+
+def models_used(config: Config) -> dict[str, ModelConfig]:
+    """Return the models that cameras and second stages name, by their names in [models]."""
+    first = sorted({camera.model for camera in config.camera})
+    models = {name: config.models[name] if name else config.model for name in first}
+    second = [stage.model for model in models.values() for stage in model.then]
+    return models | {name: config.models[name] for name in second}
+
+
+def _of(name: str, check: Check) -> Check:
+    """Return the check of one of several models under its own name."""
+    if not name:
+        return check
+    return msgspec.structs.replace(check, name=f"{check.name} {name}")
 
 
 def check_config(path: Path | None) -> tuple[Config | None, Check]:
@@ -137,66 +150,46 @@ def check_config(path: Path | None) -> tuple[Config | None, Check]:
     return config, Check(name="config", state="ok", message=str(path))
 
 
-def check_runtime(config: ModelConfig) -> Check:
-    """Look for the packages and libraries, without loading them."""
-    packages = {"litert": "ai-edge-litert", "tflite-runtime": "tflite-runtime"}
-    found = {name: _version(package) for name, package in packages.items()}
-    there = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    if not there or (config.runtime != "auto" and not found[config.runtime]):
-        wanted = "litert" if config.runtime == "auto" else config.runtime
-        extra = "edge-agent[tflite]" if wanted == "tflite-runtime" else packages[wanted]
-        return Check(
-            name="runtime",
-            state="fail",
-            message=f"{wanted} is not installed; installed: {there or 'none'}",
-            remedy=f"pip install '{extra}'",
-        )
-    kind, _, library = config.accelerator.partition(":")
-    if kind == "edgetpu" and not ctypes.util.find_library("edgetpu"):
-        return Check(
-            name="runtime",
-            state="fail",
-            message=f"{there}; libedgetpu.so.1, which the Edge TPU needs, is not installed",
-            remedy='install Google\'s libedgetpu1-std, or set model.accelerator = "auto"',
-        )
-    if kind == "delegate" and not Path(library).is_file():
-        return Check(
-            name="runtime",
-            state="fail",
-            message=f"{there}; the delegate {library} is not there",
-            remedy="correct model.accelerator",
-        )
-    return Check(name="runtime", state="ok", message=there)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def check_model(config: ModelConfig) -> Check:
-    """Load and run the model in a child."""
-    answer = _ask("model", config, MODEL_LIMIT_S)
+def check_model(
+    config: ModelConfig, *, choices_file: Path | None = None, engines: int = 1
+) -> Check:
+    """Load and run the model in a child, in the way that is remembered or found out now."""
+    question = ModelQuestion(
+        config=config,
+        most_threads=most_threads(engines),
+        choices_file=str(choices_file or ""),
+    )
+    answer = _ask("model", question, MODEL_LIMIT_S)
     if not isinstance(answer, ModelFound):
         return Check(
             name="model",
             state="fail",
             message=_reason(answer),
-            remedy=f"see `edge-agent model inspect {config.path}`",
+            remedy=_remedy(answer, config),
         )
     name = " ".join(filter(None, [answer.name, answer.version]))
     message = (
         f"{name}: {answer.task}, {answer.invoke_ms:g} ms per run (median) "
         f"on {answer.accelerator}, {answer.runtime}"
     )
+    if answer.delegated is not None:
+        message += ", {} of {} operators on the accelerator".format(*answer.delegated)
+    if answer.choice is not None:
+        when = "remembered" if answer.is_remembered else "measured just now"
+        message += f"\n{when}: {answer.choice.describe()}"
     doubts = [*filter(None, [answer.reason]), *answer.notes]
     if doubts:
         message = "\n".join([message, *doubts])
         remedy = "see [model] in the configuration"
         return Check(name="model", state="warn", message=message, remedy=remedy)
     return Check(name="model", state="ok", message=message)
+
+
+def _remedy(answer: Answer, config: ModelConfig) -> str:
+    """Return what to do about a model that cannot be used."""
+    if "SIGSEGV" in _reason(answer) and config.accelerator.startswith(("auto", "edgetpu")):
+        return f'{HOW_TO_INSTALL}, if it was the Edge TPU; accelerator = "cpu" will tell'
+    return f"see `edge-agent model inspect {config.path}`"
 
 
 def check_camera(config: CameraConfig) -> Check:
@@ -231,12 +224,12 @@ def check_camera(config: CameraConfig) -> Check:
     return Check(name=name, state="ok", message=message)
 
 
-def _ask(what: str, config: CameraConfig | ModelConfig, limit_s: float) -> Answer:
+def _ask(what: str, question: CameraConfig | ModelQuestion, limit_s: float) -> Answer:
     """Return a child's answer; its silence is an answer, too."""
     try:
         child = subprocess.run(
             [sys.executable, "-m", "agent.vision.probe", what],
-            input=msgspec.json.encode(config),
+            input=msgspec.json.encode(question),
             capture_output=True,
             timeout=limit_s,
             check=False,

@@ -19,3 +19,22 @@ def read_board_model(root: Path = Path("/")) -> str | None:
         if text:
             return text
     return None
+
+
+def read_cpu_name(root: Path = Path("/")) -> str | None:
+    """Return what sets this processor apart: its name, or on Arm its maker's and part's numbers.
+
+    The first processor's lines of proc_cpuinfo(5); arch/arm64/kernel/cpuinfo.c prints no name.
+    """
+    wanted = ("model name", "CPU implementer", "CPU part", "CPU variant", "CPU revision")
+    try:
+        with (root / "proc/cpuinfo").open("rb") as file:
+            text = file.read(1 << 16).decode("utf-8", "replace")
+    except OSError:
+        return None
+    facts: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in wanted:
+            facts.setdefault(name.strip(), value.strip())
+    return ", ".join(facts[name] for name in wanted if name in facts) or None

@@ -21,6 +21,7 @@ from agent.contract.payloads import CameraState
 from agent.errors import CameraError
 from agent.vision.cameras import Camera, EndOfStream, open_camera, redact
 from agent.vision.handoff import Frame, FrameBuffers, LatestSlot, U8Image
+from agent.vision.motion import MotionGate, gate_of
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Capture:
         self.config = config
         self.captured = 0  # written by this thread alone
         self.dropped = 0
+        self.still = 0  # captured, but nothing had moved
         self._next_frame_id = next_frame_id
         self._skip = skip  # frames of a file to step over, counted as dropped
         self._slot = slot
@@ -138,6 +140,7 @@ class Capture:
 
     def _read_all(self, camera: Camera) -> None:
         is_paced = not camera.live and self.config.realtime
+        gate = gate_of(self.config)  # made here, so that what comes back is looked at
         rate_hz = self.config.fps or (camera.rate_hz if is_paced else 0.0) or 0.0
         is_held_back = rate_hz > 0 and not camera.live
         next_due = time.monotonic()
@@ -169,7 +172,7 @@ class Capture:
                     self._buffers.give_back(pixels)
                     continue
                 next_due = max(next_due + 1 / rate_hz, now)
-            self._offer(pixels, may_drop=camera.live or is_paced)
+            self._hand_on(pixels, camera, gate)
 
     def _next_frame(self, camera: Camera) -> U8Image | None:
         """Return the camera's next frame, None when it is time to stop."""
@@ -193,19 +196,51 @@ class Capture:
                 raise CameraError(f"no frame for {limit_s:.0f} s; {camera.silence_hint}")
         return None
 
-    def _offer(self, pixels: U8Image, *, may_drop: bool) -> None:
-        while not may_drop and not self._slot.wait_empty(WAIT_S):
+    def _hand_on(self, pixels: U8Image, camera: Camera, gate: MotionGate | None) -> None:
+        """Offer a frame, or only count it where nothing in it has moved."""
+        may_drop = camera.live or self.config.realtime
+        if not may_drop and not self._wait_for_room():
+            self._buffers.give_back(pixels)
+            return
+        captured_ns, captured_at = time.monotonic_ns(), time.time()
+        if gate is not None and gate.is_still(pixels, self._clock_s(camera)):
+            self._pass_over(pixels)
+        else:
+            self._offer(pixels, captured_ns, captured_at)
+
+    def _wait_for_room(self) -> bool:
+        """Wait until a frame would replace nothing; False: it is time to stop."""
+        while not self._slot.wait_empty(WAIT_S):
             self._tick()
             if self._stopping.is_set():
-                self._buffers.give_back(pixels)
-                return
+                return False
+        return True
+
+    def _clock_s(self, camera: Camera) -> float:
+        """Return the time by which looks fall due: a file's own where it is known.
+
+        What a file gives must not depend on how fast it is worked through.
+        """
+        if camera.live or not camera.rate_hz:
+            return time.monotonic()
+        return self._next_frame_id / camera.rate_hz
+
+    def _pass_over(self, pixels: U8Image) -> None:
+        """Count a frame in which nothing has moved."""
+        self._slot.note_still(1)
+        self._next_frame_id += 1
+        self.captured += 1
+        self.still += 1
+        self._buffers.give_back(pixels)
+
+    def _offer(self, pixels: U8Image, captured_ns: int, captured_at: float) -> None:
         replaced = self._slot.put(
             Frame(
                 camera=self.config.name,
                 frame_id=self._next_frame_id,
                 pixels=pixels,
-                captured_ns=time.monotonic_ns(),
-                captured_at=time.time(),
+                captured_ns=captured_ns,
+                captured_at=captured_at,
             )
         )
         self._next_frame_id += 1

@@ -1,8 +1,10 @@
 """A command's work done in a child process, so that a crash of the runtime becomes a sentence.
 
 Only for tflite-runtime: it crashed on 417 of 2,000 damaged models, most of them truncated
-files, where LiteRT's `Interpreter` crashed on none of 17,000. With LiteRT a command runs in
-the process it was started in, and no second interpreter start is paid for.
+files, where LiteRT's `Interpreter` crashed on none of 17,000, and on 1 of 1,000 whose structure
+was changed on purpose (tests/vision/test_hostile_models.py). With LiteRT a command runs in the
+process it was started in, and no second interpreter start is paid for. The daemon tries every
+model in a child first: `agent.vision.trial`.
 
 The child is the command's own module, `python -m MODULE`. The request goes over stdin, as
 arguments have a length limit; what the child prints goes where ours would have gone.
@@ -13,7 +15,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import msgspec
 from agent.config import Runtime
 from agent.errors import EXIT_INTERRUPTED, ModelError, exit_code_of
 from agent.logs import configure_logging
+from agent.trial_words import explain_signal
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -51,16 +53,6 @@ def run_in_child(module: str, request: msgspec.Struct, *, model: str) -> int:
     if child.returncode < 0:
         raise ModelError(f"{model}: {explain_signal(-child.returncode)}")
     return child.returncode
-
-
-def explain_signal(number: int) -> str:
-    """Say why a process that loads a model was ended by this signal."""
-    name = signal.Signals(number).name
-    if number == signal.SIGKILL:  # the kernel's out-of-memory killer sends nothing else
-        return f"loading or running it was stopped from outside ({name}); is there enough memory?"
-    return (
-        f"the runtime crashed ({name}) while loading or running it; the model is probably damaged"
-    )
 
 
 def serve(request_type: type[T], work: Callable[[T], int]) -> int:

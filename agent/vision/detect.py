@@ -10,27 +10,32 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
 from agent.config import ModelConfig
-from agent.contract.payloads import Classification, Detection, Milliseconds, ModelIdentity
+from agent.contract.payloads import (
+    Keypoint,
+    Milliseconds,
+    ModelIdentity,
+    Region,
+    TensorStatistics,
+)
 from agent.errors import EXIT_OK, EXIT_UNAVAILABLE, ModelError, UnavailableError
 from agent.vision.cameras.images import SUFFIXES, load_image
 from agent.vision.child import may_crash, run_in_child, serve
 from agent.vision.draw import caption, draw, save_picture
-from agent.vision.encode import classes_of, detections_of
-from agent.vision.heads import Boxes
+from agent.vision.encode import Findings, findings_of
+from agent.vision.heads import Decoded
 from agent.vision.model import Model, load_model
-from agent.vision.preprocess import U8Image, boxes_to_frame, preprocess
+from agent.vision.preprocess import Transform, U8Image, preprocess
 
 log = logging.getLogger(__name__)
-
-Findings = list[Detection] | list[Classification]
 
 
 class UsedModel(ModelIdentity, frozen=True, kw_only=True):
@@ -49,15 +54,13 @@ class StillTimes(Struct, frozen=True, kw_only=True):
     postprocess: Milliseconds
 
 
-class StillResult(Struct, frozen=True, kw_only=True):
+class StillResult(Findings, frozen=True, kw_only=True):
     """One image: its findings, or the reason why there are none."""
 
     image: str
     width: int | UnsetType = UNSET
     height: int | UnsetType = UNSET
     stage_ms: StillTimes | UnsetType = UNSET
-    detections: list[Detection] | UnsetType = UNSET
-    classes: list[Classification] | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
 
@@ -96,7 +99,7 @@ def detect_here(request: Request) -> int:
     """Do what was asked in this process; see `run_detect`."""
     folder = _made(request.save)
     stills = StillModel(load_model(request.config))
-    for note in (*stills.model.notes, stills.model.engine.reason):
+    for note in (*stills.model.notes, stills.model.reason):
         if note:
             log.warning("%s", note)
     results = []
@@ -124,8 +127,11 @@ class StillModel:
             runtime=model.engine.runtime,
             accelerator=model.engine.accelerator,
         )
+        self.last: tuple[Decoded, Transform]  # of the picture looked at last
         self._tensor = model.plan.new_tensor()
         self._outputs = model.new_outputs()
+        states = {position: model.engine.inputs[position] for position, _ in model.feedback}
+        self._states = [(at, np.zeros(spec.shape, spec.dtype)) for at, spec in states.items()]
 
     def find(self, pixels: U8Image) -> tuple[Findings, StillTimes]:
         """Return what the model finds in uint8[H, W, 3] BGR, and how long each step took."""
@@ -134,19 +140,16 @@ class StillModel:
         transform = preprocess(pixels, model.plan, self._tensor)
         prepared = time.monotonic_ns()
         try:
-            model.engine.load_input(self._tensor)
+            model.engine.load_input(self._tensor, model.image_input)
+            for position, nothing in self._states:  # each picture stands for itself
+                model.engine.load_input(nothing, position)
             model.engine.invoke()
             model.engine.read_outputs(self._outputs)
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"{model.identity.name}: the runtime failed: {error}") from error
         invoked = time.monotonic_ns()
-        decoded = model.head.decode(self._outputs)
-        found: Findings
-        if isinstance(decoded, Boxes):
-            xyxy = boxes_to_frame(decoded.xyxy_norm, transform)
-            found = detections_of(decoded, xyxy, model)
-        else:
-            found = classes_of(decoded, model)
+        self.last = model.decode(self._outputs), transform
+        found = findings_of(*self.last, model)
         times = StillTimes(
             preprocess=_ms(started, prepared),
             inference=_ms(prepared, invoked),
@@ -199,13 +202,12 @@ def _process(path: Path, stills: StillModel, folder: Path | None) -> StillResult
         print(f"edge-agent: {image}: {reason}", file=sys.stderr)
         return StillResult(image=image, error=reason)
     height, width = pixels.shape[:2]
-    is_detector = stills.used.task == "detection"
     return StillResult(
         image=image,
         width=width,
         height=height,
         stage_ms=times,
-        **{"detections" if is_detector else "classes": found},  # type: ignore[arg-type]
+        **msgspec.structs.asdict(found),
     )
 
 
@@ -225,12 +227,54 @@ def shown_name(path: Path | str) -> str:
 def _print(result: StillResult) -> None:
     if result.error is not UNSET:
         return  # said on stderr
-    findings: Sequence[Detection | Classification] = result.detections or result.classes or ()
-    for item in findings:
-        place = f" at {', '.join(map(str, item.box))}" if isinstance(item, Detection) else ""
-        print(f"{result.image}: {caption(item)}{place}")
-    if not findings:
-        print(f"{result.image}: nothing found")
+    lines = list(_lines(result))
+    for line in lines or ["nothing found"]:
+        print(f"{result.image}: {line}")
+
+
+def _lines(found: Findings) -> Iterator[str]:
+    """Say in words what was found; a figure's points and a tensor's numbers follow it, indented."""
+    for detection in found.detections or ():
+        yield f"{caption(detection)} at {_numbers(detection.box)}"
+        yield from map(_point_line, detection.keypoints or ())
+    for item in found.classes or ():
+        yield caption(item)
+    for pose in found.keypoints or ():
+        yield caption(pose) + (f" at {_numbers(pose.box)}" if pose.box else "")
+        yield from map(_point_line, pose.points)
+    for region in found.regions or ():
+        yield f"{caption(region)} of the picture{_pieces(region)}"
+    for tensor in found.tensors or ():
+        yield _tensor_line(tensor)
+
+
+def _pieces(region: Region) -> str:
+    if not region.polygons:
+        return ""
+    x, y = zip(*region.polygons[0], strict=True)
+    bounds = _numbers((min(x), min(y), max(x), max(y)))
+    return f", outlines: {len(region.polygons)}, the largest at {bounds}"
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _point_line(point: Keypoint) -> str:
+    score = "" if point.score is None else f" {point.score:.2f}"
+    return f"  {point.label or 'point'}{score} at {point.x}, {point.y}"
+
+
+def _tensor_line(tensor: TensorStatistics) -> str:
+    known = [tensor.min, tensor.max, tensor.mean]
+    low, high, mean = ("none" if value is None else f"{value:g}" for value in known)
+    line = f"{tensor.name} {tensor.dtype} {tensor.shape}: {low} to {high}, mean {mean}"
+    if tensor.not_finite:
+        line += f", {tensor.not_finite} not finite"
+    if tensor.values:
+        shown = ("none" if value is None else f"{value:g}" for value in tensor.values)
+        line += f": {', '.join(shown)}"
+    return line
 
 
 @contextmanager

@@ -1,17 +1,21 @@
-"""Pictures for people: boxes, labels and scores drawn so that they can be read at any size."""
+"""Pictures for people: what was found, drawn so that it can be read at any size."""
 
 from __future__ import annotations
 
 import colorsys
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from agent.contract.payloads import Classification, Detection
+from agent.contract.payloads import Classification, Detection, Keypoint, Pose, Region
 from agent.vision.cameras.images import SUFFIXES
+from agent.vision.encode import Findings
+from agent.vision.heads.pose import COCO_POINTS
+from agent.vision.heads.posenet import LIMBS
 from agent.vision.preprocess import U8Image
 
 # A picture with a shorter side is enlarged: no text can be read on a thumbnail.
@@ -21,9 +25,32 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_HEIGHT_PX = 22  # of FONT's capitals at scale 1, by cv2.getTextSize
 GOLDEN_RATIO = 0.618  # neighbours in class number get colours far apart
 Color = tuple[int, int, int]
+# A figure of COCO's points: its limbs, with the shoulders and the hips joined.
+SKELETON = (*LIMBS[:4], *LIMBS[5:10], *LIMBS[11:], (5, 6), (11, 12))
+# Points that the model itself hardly believes in are not drawn; MoveNet's model card names 0.3.
+LOWEST_POINT_SCORE = 0.3
+REGION_OPACITY = 0.4
 
 
-def draw(pixels: U8Image, found: Sequence[Detection | Classification]) -> U8Image:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas:
+    """A picture being drawn on, `factor` times as large as the frame."""
+
+    pixels: U8Image
+    factor: int
+    text_px: int
+
+    @property
+    def line_px(self) -> int:
+        """Return how thick a line is."""
+        return max(1, round(self.text_px / 8))
+
+    def at(self, x: float, y: float) -> tuple[int, int]:
+        """Return where a pixel of the frame lies."""
+        return round(x * self.factor), round(y * self.factor)
+
+
+def draw(pixels: U8Image, found: Findings) -> U8Image:
     """Return a copy of uint8[H, W, 3] BGR with every finding drawn; enlarged where it is tiny."""
     height, width = pixels.shape[:2]
     factor = -(-SMALLEST_SIDE_PX // min(height, width))
@@ -33,23 +60,89 @@ def draw(pixels: U8Image, found: Sequence[Detection | Classification]) -> U8Imag
         size = (width * factor, height * factor)
         picture = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC), np.uint8)
     text_px = max(SMALLEST_TEXT_PX, round(min(picture.shape[:2]) * TEXT_SHARE))
+    canvas = Canvas(pixels=picture, factor=factor, text_px=text_px)
+    _draw_regions(canvas, found.regions or ())
     # Worst first, so that the best finding is never covered by another.
-    for row, item in reversed(list(enumerate(found))):
-        color = _color(item.class_id)
-        if isinstance(item, Detection):
-            x_min, y_min, x_max, y_max = (round(value * factor) for value in item.box)
-            line_px = max(1, round(text_px / 8))
-            cv2.rectangle(picture, (x_min, y_min), (x_max, y_max), color, line_px)
-            _write(picture, caption(item), (x_min, y_min), text_px, color)
-        else:
-            below = row * _line_height(text_px)
-            _write(picture, caption(item), (0, below + _line_height(text_px)), text_px, color)
+    for detection in reversed(found.detections or ()):
+        _draw_box(canvas, detection.box, caption(detection), _color(detection.class_id))
+        _draw_points(canvas, detection.keypoints or (), _color(detection.class_id + 1))
+    for row, pose in reversed(list(enumerate(found.keypoints or ()))):
+        _draw_pose(canvas, pose, _color(row))
+    for row, item in enumerate(found.classes or ()):
+        below = (row + 1) * _line_height(text_px)
+        _write(canvas, caption(item), (0, below), _color(item.class_id))
     return picture
 
 
-def caption(item: Detection | Classification) -> str:
+def caption(item: Detection | Classification | Pose | Region) -> str:
     """Return what is said of one finding."""
-    return f"{item.label or f'class {item.class_id}'} {item.score:.2f}"
+    if isinstance(item, Pose):
+        return f"figure {item.score:.2f}"
+    name = item.label or f"class {item.class_id}"
+    if isinstance(item, Region):
+        return f"{name} {item.area:.1%}"
+    second = item.classes if isinstance(item, Detection) and item.classes else ()
+    return " ".join([f"{name} {item.score:.2f}", *map(caption, second[:1])])
+
+
+def _draw_box(
+    canvas: Canvas, box: tuple[float, float, float, float], text: str, color: Color
+) -> None:
+    corner = canvas.at(*box[:2])
+    cv2.rectangle(canvas.pixels, corner, canvas.at(*box[2:]), color, canvas.line_px)
+    _write(canvas, text, corner, color)
+
+
+def _draw_points(canvas: Canvas, points: Sequence[Keypoint], color: Color) -> None:
+    for point in points:
+        if _is_believed(point):
+            radius = 2 * canvas.line_px
+            cv2.circle(canvas.pixels, canvas.at(point.x, point.y), radius, color, -1, cv2.LINE_AA)
+
+
+def _is_believed(point: Keypoint) -> bool:
+    return point.score is None or point.score >= LOWEST_POINT_SCORE
+
+
+def _draw_pose(canvas: Canvas, pose: Pose, color: Color) -> None:
+    """Draw points, limbs where the points are COCO's, and a caption at the box or the top."""
+    points = pose.points
+    if len(points) == len(COCO_POINTS):
+        for one, other in SKELETON:
+            if _is_believed(points[one]) and _is_believed(points[other]):
+                ends = (
+                    canvas.at(points[one].x, points[one].y),
+                    canvas.at(points[other].x, points[other].y),
+                )
+                cv2.line(canvas.pixels, *ends, color, 2 * canvas.line_px, cv2.LINE_AA)
+    _draw_points(canvas, points, (255, 255, 255))
+    if pose.box is not None:
+        _draw_box(canvas, pose.box, caption(pose), color)
+    elif points:
+        top = min(points, key=lambda point: (not _is_believed(point), point.y))
+        _write(canvas, caption(pose), canvas.at(top.x, top.y - 5 * canvas.line_px), color)
+
+
+def _draw_regions(canvas: Canvas, regions: Sequence[Region]) -> None:
+    """Fill each region so that the picture shows through, and outline it."""
+    if not regions:
+        return
+    filled = canvas.pixels.copy()
+    outlines = [
+        [np.array([canvas.at(*point) for point in polygon], np.int32) for polygon in item.polygons]
+        for item in regions
+    ]
+    for item, polygons in zip(regions, outlines, strict=True):
+        if polygons:
+            cv2.fillPoly(filled, polygons, _color(item.class_id))
+    share = REGION_OPACITY
+    cv2.addWeighted(filled, share, canvas.pixels, 1 - share, 0, dst=canvas.pixels)
+    for item, polygons in zip(regions, outlines, strict=True):
+        color = _color(item.class_id)
+        cv2.polylines(canvas.pixels, polygons, isClosed=True, color=color, thickness=canvas.line_px)
+        if polygons:
+            x, y, wide, tall = cv2.boundingRect(polygons[0])
+            _write(canvas, caption(item), (x + wide // 3, y + tall // 2), color)
 
 
 def _color(class_id: int) -> Color:
@@ -61,8 +154,9 @@ def _line_height(text_px: int) -> int:
     return round(text_px * 1.7)
 
 
-def _write(picture: U8Image, text: str, at: tuple[int, int], text_px: int, color: Color) -> None:
+def _write(canvas: Canvas, text: str, at: tuple[int, int], color: Color) -> None:
     """Write on a coloured ground whose lower left corner is `at`, moved to lie in the picture."""
+    picture, text_px = canvas.pixels, canvas.text_px
     height, width = picture.shape[:2]
     # These fonts have ASCII alone: accents go, other scripts become question marks.
     plain = unicodedata.normalize("NFKD", text)

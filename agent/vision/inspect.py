@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -18,15 +18,18 @@ from msgspec import Struct
 
 from agent.config import ModelConfig
 from agent.errors import EXIT_OK, ModelError
+from agent.vision.accelerate import open_wanted
 from agent.vision.child import may_crash, run_in_child, serve
-from agent.vision.engines import Engine, TensorSpec, default_threads, open_engine
-from agent.vision.manifest import FileName, Manifest
+from agent.vision.engines import Engine, TensorSpec
+from agent.vision.manifest import FileName, HeadType, Manifest
 from agent.vision.model import Model, build_model, lowest_score
 from agent.vision.model_files import ModelFiles, read_model
 from agent.vision.tflite_file import TfliteFile, parse_tflite
 
 RUNS, LONGEST_S = 20, 3.0
 LABELS_SHOWN = 5
+# Heads whose boxes or figures are suppressed in the model, or that need no suppression.
+SUPPRESSED_KINDS = frozenset({"ssd", "yolo_end_to_end", "movenet", "posenet"})
 
 Json = dict[str, Any]
 
@@ -61,7 +64,7 @@ def inspect_here(request: Request) -> int:
         if files is not None and file is not None:
             known |= _tensors_of_refused(files, config)
         return _refuse(known, error, as_json=request.as_json)
-    file = file or parse_tflite(files.model, where=files.where)
+    file = file or parse_tflite(files.plain.data, where=files.where)
     known |= _tensors(model.engine)
     document = {"model": known, **_use(config, files, file, model)}
     if request.as_json:
@@ -93,15 +96,15 @@ def _of_file(config: ModelConfig) -> tuple[Json, ModelFiles | None, TfliteFile |
     manifest = files.manifest
     known |= {
         "path": files.where,
-        "size_bytes": len(files.model),
-        "sha256": files.sha256,
+        "size_bytes": len(files.plain.data),
+        "sha256": files.plain.sha256,
         "name": manifest.name,
         "version": manifest.version,
         "license": manifest.license,
         "provenance": manifest.provenance,
     }
     try:
-        file = parse_tflite(files.model, where=files.where)
+        file = parse_tflite(files.plain.data, where=files.where)
     except ModelError:
         return known, files, None
     known |= {
@@ -145,12 +148,7 @@ def _specs(specs: Sequence[TensorSpec]) -> list[Json]:
 def _tensors_of_refused(files: ModelFiles, config: ModelConfig) -> Json:
     """Return the tensors where a runtime takes the model and only we cannot use it."""
     try:
-        engine = open_engine(
-            files.model,
-            runtime=config.runtime,
-            accelerator=config.accelerator,
-            threads=config.threads,
-        )
+        engine = open_wanted(files, config).engine
     except ModelError:
         return {}
     return _tensors(engine)
@@ -159,27 +157,24 @@ def _tensors_of_refused(files: ModelFiles, config: ModelConfig) -> Json:
 def _use(config: ModelConfig, files: ModelFiles, file: TfliteFile, model: Model) -> Json:
     """Return how the agent would run this model."""
     engine, plan, head = model.engine, model.plan, model.head
-    wanted = files.manifest.head
     score = lowest_score(config, files.manifest, head.kind)
-    thresholds = (
-        {"score": score, "top_k": wanted.top_k}
-        if head.kind == "classify"
-        else {
-            "score": score,
-            "iou": wanted.iou_threshold if head.kind.startswith("yolo") else None,
-            "max_detections": wanted.max_detections,
-        }
-    )
     return {
         "runtime": engine.runtime,
         "accelerator": {
             "wanted": config.accelerator,
             "used": engine.accelerator,
-            "reason": engine.reason,
+            "operators": _operators(engine),
+            "reason": model.reason,
         },
-        "threads": config.threads or default_threads(),
+        "threads": engine.threads,
         "invoke_ms": _median_invoke_ms(model),
-        "head": {"kind": head.kind, "task": head.task, "why": head.why},
+        "head": {
+            "kind": head.kind,
+            "task": head.task,
+            "why": head.why,
+            "keypoints": list(head.keypoint_names),
+            "other_types": [kind for kind in get_args(HeadType) if kind != head.kind],
+        },
         "class_count": head.class_count or len(model.labels) or None,
         "labels": {
             "count": len(model.labels),
@@ -193,16 +188,43 @@ def _use(config: ModelConfig, files: ModelFiles, file: TfliteFile, model: Model)
             "color": plan.color if plan.channels == 3 else "grey",
             "pixels": _pixels(files.manifest, file, model),
         },
-        "thresholds": thresholds,
+        "thresholds": _thresholds(model, score),
         "notes": list(model.notes),
         "manifest_example": _manifest_example(files, file, model, score),
+    }
+
+
+def _operators(engine: Engine) -> Json | None:
+    """Return how much of the model the accelerator runs; None where none is used."""
+    if engine.delegated is None:
+        return None
+    accelerated, total = engine.delegated
+    return {"accelerated": accelerated, "total": total}
+
+
+def _thresholds(model: Model, score: float) -> Json:
+    """Return the limits that this task has; None where the model settles it itself."""
+    limits = model.limits
+    assert limits is not None, "build_model settles them"
+    if model.head.task == "classification":
+        return {"score": score, "top_k": limits.top_k}
+    if model.head.task == "segmentation":
+        is_mask = model.head.class_count == 2 and model.engine.outputs[0].shape[-1] != 2
+        return {"score": score if is_mask else None}  # where classes compete, the best one wins
+    if model.head.task == "raw":
+        return {}
+    suppresses = model.head.kind not in SUPPRESSED_KINDS
+    return {
+        "score": score,
+        "iou": limits.iou_threshold if suppresses else None,
+        "max_detections": limits.max_detections,
     }
 
 
 def _median_invoke_ms(model: Model) -> float:
     """Return the median of RUNS runs on grey; fewer where the model is slow."""
     tensor = np.full(model.plan.shape, 64, model.plan.dtype)
-    model.engine.load_input(tensor)
+    model.engine.load_input(tensor, model.image_input)
     times_ms: list[float] = []
     ends = time.monotonic() + LONGEST_S
     while len(times_ms) < RUNS and (not times_ms or time.monotonic() < ends):
@@ -247,19 +269,34 @@ def _pixels(manifest: Manifest, file: TfliteFile, model: Model) -> str:
 
 def _manifest_example(files: ModelFiles, file: TfliteFile, model: Model, score: float) -> Json:
     """Return a manifest that says what was found, to be changed where it is wrong."""
-    mean, std = files.manifest.input.mean, files.manifest.input.std
-    if mean is None and model.plan.dtype == np.float32:
-        mean, std = (file.mean, file.std) if file.mean is not None else ((0.0,), (255.0,))
-    normalization = {} if mean is None or std is None else {"mean": list(mean), "std": list(std)}
+    head = files.manifest.head
+    usual = {item.name: item.default for item in msgspec.structs.fields(head)}
+    told = {
+        key: value
+        for key, value in msgspec.structs.asdict(head).items()
+        if value not in (usual[key], None, {})
+    }
+    normalization = _normalization(files.manifest, file, model)
     return {
         "schema": files.manifest.schema,
         "name": model.identity.name,
         "model": _file_name(files.where),
         **({"labels": files.manifest.labels} if files.manifest.labels else {}),
-        "head": {"type": model.head.kind, "score_threshold": score},
+        "head": {**told, "type": model.head.kind, "score_threshold": score},
         "input": {"resize": model.plan.resize, "color": model.plan.color, **normalization},
         **({"custom_ops": sorted(file.custom_ops)} if file.custom_ops else {}),
     }
+
+
+def _normalization(manifest: Manifest, file: TfliteFile, model: Model) -> Json:
+    """Return mean and std as they are used; nothing where bytes go in as they are."""
+    mean, std, table = manifest.input.mean, manifest.input.std, model.plan.table
+    if mean is None and model.plan.dtype == np.float32 and table is not None:
+        mean, std = file.mean, file.std
+        if mean is None:  # the family's, read back from what it does to pixels
+            step = (float(table[0, 255, 0]) - float(table[0, 0, 0])) / 255
+            mean, std = (round(-float(table[0, 0, 0]) / step, 3),), (round(1 / step, 3),)
+    return {} if mean is None or std is None else {"mean": list(mean), "std": list(std)}
 
 
 def _file_name(path: str) -> str:
@@ -307,9 +344,15 @@ def _lines(document: Json) -> Iterator[tuple[str, str]]:
     used, labels, pixels = document["accelerator"], document["labels"], document["input_handling"]
     yield "runtime", document["runtime"]
     why = f"; {used['reason']}" if used["reason"] else ""
-    yield "accelerator", f"{used['used']} (wanted: {used['wanted']}{why})"
+    part = used["operators"]
+    taken = f", {part['accelerated']} of {part['total']} operators" if part else ""
+    yield "accelerator", f"{used['used']}{taken} (wanted: {used['wanted']}{why})"
     yield "speed", f"{document['invoke_ms']:g} ms per run (median), threads: {document['threads']}"
-    yield "head", document["head"]["why"]
+    head = document["head"]
+    yield "task", head["task"]
+    yield "head", head["why"]
+    if head["keypoints"]:
+        yield "points", f"{len(head['keypoints'])}: {', '.join(head['keypoints'])}"
     yield "classes", str(document["class_count"] or "not known")
     first = "; ".join(labels["first"])  # labels have commas of their own
     more = "; …" if labels["count"] > len(labels["first"]) else ""
@@ -317,11 +360,12 @@ def _lines(document: Json) -> Iterator[tuple[str, str]]:
     size = f"{pixels['width']}x{pixels['height']}"
     yield "pixels", f"{pixels['resize']} to {size}, {pixels['color']}; {pixels['pixels']}"
     limits = {key: value for key, value in document["thresholds"].items() if value is not None}
-    yield "thresholds", ", ".join(f"{key} {value:g}" for key, value in limits.items())
+    yield "thresholds", ", ".join(f"{key} {value:g}" for key, value in limits.items()) or "none"
     for note in document["notes"]:
         yield "note", note
     yield "override", "put this beside the model as manifest.json, change it, and give the folder"
-    yield "", '(a list of your own: add "labels": "labels.txt"):'
+    yield "", '(a list of your own: add "labels": "labels.txt"; other types of head:'
+    yield "", f"{', '.join(head['other_types'])}):"
     example = msgspec.json.format(msgspec.json.encode(document["manifest_example"]), indent=2)
     for line in example.decode().splitlines():
         yield "", line

@@ -15,18 +15,43 @@ from agent.errors import ModelError
 
 MAX_MANIFEST_BYTES = 1 << 20
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+# What a head may be called; each is a module of agent/vision/heads or part of one.
+HeadType = Literal[
+    "ssd",
+    "ssd_raw",
+    "yolov5",
+    "yolov8",
+    "yolo_segment",
+    "yolo_split",
+    "yolo_end_to_end",
+    "nanodet",
+    "blazeface",
+    "classify",
+    "movenet",
+    "posenet",
+    "yolo_pose",
+    "segment",
+    "raw",
+]
 
 
 class HeadManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the outputs are decoded; `None` is read from the model."""
 
-    type: Literal["ssd", "yolov5", "yolov8", "classify"] | None = None
+    type: HeadType | None = None
     score_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
-    iou_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.45
+    iou_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+    nms: Literal["per_class", "agnostic"] | None = None
     max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
     box_units: Literal["normalized", "pixels"] | None = None
-    logits: bool | None = None
+    box_format: Literal["xywh", "xyxy", "yxyx"] | None = None  # xywh: of the centre
+    logits: bool | None = None  # whether scores still need a sigmoid or softmax
     top_k: Annotated[int, Meta(ge=1, le=1000)] = 3
+    # Prior boxes as a .npy file. SSD: float[n, 4] ymin, xmin, ymax, xmax, 0 to 1 of the input;
+    # YOLO feature maps: float[maps, priors, 2] width, height in pixels, smallest stride first.
+    anchors: FileName | None = None
+    # Recurrent state: input name -> name of the output that is fed back into it.
+    state: dict[str, str] = field(default_factory=dict)
 
 
 class InputManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,10 +86,11 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.+_-]{1,64}$")] | None = None
     release_counter: Annotated[int, Meta(ge=0)] = 0
     security_floor: Annotated[int, Meta(ge=0)] = 0
-    task: Literal["detection", "classification"] | None = None
+    task: Literal["detection", "classification", "pose", "segmentation", "raw"] | None = None
     head: HeadManifest = HeadManifest()
     input: InputManifest = InputManifest()
     model: FileName = "model.tflite"
+    edgetpu: FileName | None = None  # the same network compiled for the Edge TPU
     labels: FileName | None = None
     custom_ops: tuple[str, ...] = ()
     files: dict[str, FileEntry] = field(default_factory=dict)

@@ -12,19 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from agent.choices import Choice
 from agent.config import ModelConfig
 from agent.contract.payloads import ModelIdentity
 from agent.errors import ModelError
-from agent.vision.engines import Engine, Tensor, TensorSpec, open_engine
-from agent.vision.heads import Head
-from agent.vision.heads.choose import Recognition, bind, recognise
+from agent.vision.accelerate import Chooser, explain, open_wanted
+from agent.vision.engines import Engine, Tensor, TensorSpec
+from agent.vision.heads import Decoded, Found, Head, Limits, Look
+from agent.vision.heads.choose import recognise
 from agent.vision.labels import read_labels
 from agent.vision.manifest import Manifest
 from agent.vision.model_files import ModelFiles, read_model
 from agent.vision.preprocess import InputPlan, plan_input, require_image
+from agent.vision.recurrent import wire
 from agent.vision.tflite_file import EDGETPU_CUSTOM_OP, SSD_CUSTOM_OP, TfliteFile, parse_tflite
 
 DEFAULT_SCORE_THRESHOLD = 0.5
+# A classifier's best guesses are shown whatever their scores. MoveNet and PoseNet give scores
+# of points, of which a figure's is the mean; 0.3 is what MoveNet's model card recommends.
+FAMILY_SCORE_THRESHOLDS = {"classify": 0.0, "movenet": 0.3, "posenet": 0.3}
 # Custom operators that the runtimes bring with them.
 KNOWN_CUSTOM_OPS = frozenset({SSD_CUSTOM_OP, EDGETPU_CUSTOM_OP})
 # Classes for which thresholds are kept where neither labels nor tensors tell the number.
@@ -41,6 +47,12 @@ class Model:
     head: Head
     labels: tuple[str, ...]
     notes: tuple[str, ...]
+    reason: str | None = None  # why it does not run where it was wanted
+    is_fallback: bool = False  # an accelerator was wanted and may come back
+    image_input: int = 0  # position of the image among the inputs
+    feedback: tuple[tuple[int, int], ...] = ()  # (input, output) positions of recurrent state
+    head_outputs: tuple[int, ...] = ()  # positions that the head reads; empty: all
+    limits: Limits | None = None  # that the head was bound to
 
     def label(self, class_id: int) -> str | None:
         """Return the label of a class, or None where the model has none."""
@@ -50,81 +62,130 @@ class Model:
         """Return memory for one set of outputs."""
         return [np.zeros(spec.shape, spec.dtype) for spec in self.engine.outputs]
 
+    def decode(self, outputs: list[Tensor]) -> Decoded:
+        """Decode one set of outputs."""
+        chosen = self.head_outputs
+        return self.head.decode([outputs[at] for at in chosen] if chosen else outputs)
 
-def load_model(config: ModelConfig) -> Model:
-    """Read, check, load and warm up a model.
+
+def load_model(
+    config: ModelConfig,
+    *,
+    choice: Choice | None = None,
+    chooser: Chooser | None = None,
+    avoid: str = "",
+) -> Model:
+    """Read, check, load and warm up a model; see `open_wanted` for the other arguments.
 
     Raises:
         ModelError: one sentence that names the file and what is wrong with it.
     """
     files = read_model(config.path)
     try:
-        return build_model(files, config)
+        return build_model(files, config, choice=choice, chooser=chooser, avoid=avoid)
     except ModelError as error:
-        text = str(error)
-        raise ModelError(text if files.where in text else f"{files.where}: {text}") from error
+        raise explain(error, files) from error
 
 
-def build_model(files: ModelFiles, config: ModelConfig) -> Model:
+def build_model(
+    files: ModelFiles,
+    config: ModelConfig,
+    *,
+    choice: Choice | None = None,
+    chooser: Chooser | None = None,
+    avoid: str = "",
+) -> Model:
     """Load read bytes on an engine and work out what goes in and comes out."""
     manifest = files.manifest
-    file = parse_tflite(files.model, where=files.where)
-    _refuse_custom_ops(file, manifest, config.accelerator)
-    engine = open_engine(
-        files.model,
-        runtime=config.runtime,
-        accelerator=config.accelerator,
-        threads=config.threads,
-    )
-    if len(engine.inputs) != 1:
-        names = ", ".join(spec.name for spec in engine.inputs)
-        raise ModelError(f"has {len(engine.inputs)} inputs ({names}); one image input can be fed")
-    image = engine.inputs[0]
+    _refuse_custom_ops(parse_tflite(files.plain.data, where=files.plain.where), manifest)
+    opened = open_wanted(files, config, choice=choice, chooser=chooser, avoid=avoid)
+    engine = opened.engine
+    file = parse_tflite(opened.used.data, where=opened.used.where)
+    if not engine.outputs:
+        raise ModelError("has no outputs, so there is nothing to find; convert it again")
+    wiring = wire(engine.inputs, engine.outputs, manifest.head.state)
+    image = engine.inputs[wiring.image]
     require_image(image)
     first_run = [np.zeros(spec.shape, spec.dtype) for spec in engine.outputs]
     engine.read_outputs(first_run)
-    found = recognise(file, image, engine.outputs, first_run, manifest.head)
-    labels = read_labels(config.labels_file, files, file, found.class_count)
+    found = recognise(
+        Look(
+            file=file,
+            image=image,
+            outputs=tuple(engine.outputs[at] for at in wiring.outputs),
+            first_run=[first_run[at] for at in wiring.outputs],
+            wanted=manifest.head,
+            folder=files.folder,
+        )
+    )
+    labels = read_labels(config.labels_file, files, file, found.class_count) or found.labels
     thresholds, notes = lowest_scores(config, manifest, found, labels)
+    limits = _limits(config, manifest, found, thresholds)
     return Model(
         identity=ModelIdentity(
             name=manifest.name,
             version=manifest.version or file.version,
-            sha256=files.sha256,
+            sha256=opened.used.sha256,
         ),
         engine=engine,
-        plan=_plan(file, image, manifest, found.kind),
-        head=bind(found, engine.outputs, thresholds, manifest.head),
+        plan=_plan(file, image, manifest, found),
+        head=Head(
+            kind=found.kind,
+            task=found.task,
+            class_count=found.class_count,
+            why=found.why,
+            decode=found.bind(limits),
+            keypoint_names=found.keypoint_names,
+        ),
         labels=labels,
         notes=notes,
+        reason=opened.reason,
+        is_fallback=opened.is_fallback,
+        image_input=wiring.image,
+        feedback=wiring.feedback,
+        head_outputs=wiring.outputs if wiring.feedback else (),
+        limits=limits,
     )
 
 
-def _refuse_custom_ops(file: TfliteFile, manifest: Manifest, accelerator: str) -> None:
-    for name in sorted(file.custom_ops):
-        if name == EDGETPU_CUSTOM_OP and accelerator in ("auto", "cpu"):
-            raise ModelError(
-                "the model is compiled for the Edge TPU: use the uncompiled model, or a Coral with "
-                'accelerator = "edgetpu"'
-            )
-        if name not in KNOWN_CUSTOM_OPS and name not in manifest.custom_ops:
+def _refuse_custom_ops(file: TfliteFile, manifest: Manifest) -> None:
+    for name in sorted(file.custom_ops - KNOWN_CUSTOM_OPS):
+        if name not in manifest.custom_ops:
             raise ModelError(
                 f"the model needs the custom operator {name}, which no runtime here has: export "
                 "it with built-in operators only"
             )
 
 
-def _plan(file: TfliteFile, image: TensorSpec, manifest: Manifest, kind: str) -> InputPlan:
+def _plan(file: TfliteFile, image: TensorSpec, manifest: Manifest, found: Found) -> InputPlan:
     """Fill in what the manifest leaves open: from the file's metadata, then from its family."""
     wanted = manifest.input
     mean, std = wanted.mean, wanted.std
     if mean is None and std is None and image.dtype == np.float32:
         mean, std = file.mean, file.std
-        if mean is None and kind.startswith("yolo"):
-            mean, std = (0.0,), (255.0,)  # ultralytics/engine/predictor.py preprocess: 0 to 1
-    # Ultralytics letterboxes; SSD and classifiers are trained on stretched images.
-    resize = wanted.resize or ("letterbox" if kind.startswith("yolo") else "stretch")
+        if mean is None and found.normalization is not None:
+            mean, std = (found.normalization[0],), (found.normalization[1],)
+    resize = wanted.resize or found.resize
     return plan_input(image, resize=resize, color=wanted.color, mean=mean, std=std)
+
+
+def _limits(
+    config: ModelConfig,
+    manifest: Manifest,
+    found: Found,
+    thresholds: npt.NDArray[np.float32],
+) -> Limits:
+    """Settle each limit: the configuration's word, else the manifest's, else the family's."""
+    head = manifest.head
+    iou = config.iou_threshold if config.iou_threshold is not None else head.iou_threshold
+    nms = config.nms or head.nms
+    return Limits(
+        thresholds=thresholds,
+        iou_threshold=found.iou_threshold if iou is None else iou,
+        max_detections=config.max_detections or head.max_detections,
+        is_agnostic=found.is_agnostic if nms is None else nms == "agnostic",
+        top_k=head.top_k,
+    )
 
 
 def lowest_score(config: ModelConfig, manifest: Manifest, kind: str) -> float:
@@ -133,12 +194,11 @@ def lowest_score(config: ModelConfig, manifest: Manifest, kind: str) -> float:
         return config.score_threshold
     if manifest.head.score_threshold is not None:
         return manifest.head.score_threshold
-    # A classifier's best guesses are shown whatever their scores.
-    return 0.0 if kind == "classify" else DEFAULT_SCORE_THRESHOLD
+    return FAMILY_SCORE_THRESHOLDS.get(kind, DEFAULT_SCORE_THRESHOLD)
 
 
 def lowest_scores(
-    config: ModelConfig, manifest: Manifest, found: Recognition, labels: Sequence[str]
+    config: ModelConfig, manifest: Manifest, found: Found, labels: Sequence[str]
 ) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
     """Return float32[classes] with each class's lowest score, and notes on labels unknown here."""
     wanted = lowest_score(config, manifest, found.kind)
@@ -153,4 +213,9 @@ def lowest_scores(
             hint = f"; did you mean `{close[0]}`?" if close else ""
             notes.append(f"model.labels.{label}: the model has no such label{hint}")
         thresholds[[index for index in matching if index < count]] = threshold
+    for label in config.deny:
+        matching = [index for index, known in enumerate(labels) if known == label]
+        if not matching:
+            notes.append(f'model.deny: the model has no label "{label}"')
+        thresholds[[index for index in matching if index < count]] = above_any
     return thresholds, tuple(notes)

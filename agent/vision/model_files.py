@@ -14,17 +14,35 @@ from agent.vision.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 
 # Far above any model a board of this kind can run; a wrong path may be a disk image.
 MAX_MODEL_BYTES = 512 << 20
+PIECE_BYTES = 4 << 20
+
+
+# Beside the plain model in a bundle; see `Manifest.edgetpu` for another name.
+EDGETPU_FILE = "model_edgetpu.tflite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelBytes:
+    """One .tflite file: what was hashed is what is loaded."""
+
+    data: bytes
+    sha256: str
+    where: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
     """A model as it lies on disk, read once."""
 
-    model: bytes
-    sha256: str
+    plain: ModelBytes
     manifest: Manifest
     folder: Path
-    where: str
+    edgetpu: ModelBytes | None = None  # the same network, compiled
+
+    @property
+    def where(self) -> str:
+        """The plain model's path, for sentences."""
+        return self.plain.where
 
 
 def models_folder() -> Path:
@@ -53,14 +71,10 @@ def _read_place(path: str, place: Path) -> ModelFiles:
             f"{path}: there is no such model file or folder; shipped models: {', '.join(shipped)}"
         )
     if not place.is_dir():
-        data = read_bounded(place, MAX_MODEL_BYTES)
-        manifest = Manifest(name=_safe_name(place.stem))
         return ModelFiles(
-            model=data,
-            sha256=hashlib.sha256(data).hexdigest(),
-            manifest=manifest,
+            plain=_hashed(place),
+            manifest=Manifest(name=_safe_name(place.stem)),
             folder=place.parent,
-            where=str(place),
         )
     manifest_path = place / "manifest.json"
     if not manifest_path.exists():
@@ -70,21 +84,31 @@ def _read_place(path: str, place: Path) -> ModelFiles:
     manifest = parse_manifest(
         read_bounded(manifest_path, MAX_MANIFEST_BYTES), where=str(manifest_path)
     )
-    data = read_bounded(place / manifest.model, MAX_MODEL_BYTES)
-    digest = hashlib.sha256(data).hexdigest()
-    entry = manifest.files.get(manifest.model)
-    if entry is not None and (entry.sha256 != digest or entry.size != len(data)):
-        raise ModelError(
-            f"{place / manifest.model}: is not the file its manifest names (sha256 {digest[:12]}…, "
-            f"expected {entry.sha256[:12]}…); copy the folder again"
-        )
+    compiled = manifest.edgetpu
+    if compiled is None and (place / EDGETPU_FILE).exists():
+        compiled = EDGETPU_FILE
     return ModelFiles(
-        model=data,
-        sha256=digest,
+        plain=_verified(place, manifest.model, manifest),
+        edgetpu=_verified(place, compiled, manifest) if compiled else None,
         manifest=manifest,
         folder=place,
-        where=str(place / manifest.model),
     )
+
+
+def _hashed(path: Path) -> ModelBytes:
+    data = read_bounded(path, MAX_MODEL_BYTES)
+    return ModelBytes(data=data, sha256=hashlib.sha256(data).hexdigest(), where=str(path))
+
+
+def _verified(folder: Path, name: str, manifest: Manifest) -> ModelBytes:
+    model = _hashed(folder / name)
+    entry = manifest.files.get(name)
+    if entry is not None and (entry.sha256 != model.sha256 or entry.size != len(model.data)):
+        raise ModelError(
+            f"{model.where}: is not the file its manifest names (sha256 {model.sha256[:12]}…, "
+            f"expected {entry.sha256[:12]}…); copy the folder again"
+        )
+    return model
 
 
 def _safe_name(stem: str) -> str:
@@ -95,9 +119,13 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """Read a whole file of at most `limit` bytes."""
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            data = bytearray()
+            # In pieces: one read would ask for memory of `limit` bytes, which a process that
+            # tries a model under limits may not have.
+            while len(data) <= limit and (piece := file.read(min(limit + 1, PIECE_BYTES))):
+                data += piece
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > limit:
         raise ModelError(f"{path}: is larger than {limit >> 20} MiB, which no model here needs")
-    return data
+    return bytes(data)

@@ -2,7 +2,7 @@
 
     capture ═▶ LatestSlot ═▶ preprocess ═▶ (1) ═▶ inference ═▶ (2) ═▶ postprocess ─▶ emit
     thread     the only      thread               thread owns         thread: decode,
-    each       frame drop                         the engine          encode, send
+    each       frame drop                         the engine          cascade, encode, send
 
 One input tensor and two sets of outputs go round between the stages. That bounds what is
 under way without counting: preprocess cannot run ahead of the one tensor, so a frame waits
@@ -18,34 +18,38 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from agent.contract.payloads import Classification, Detection
+from agent.config import Region
 from agent.vision.capture import Capture
-from agent.vision.encode import CameraStream, Origin, Timing, classes_of, detections_of
+from agent.vision.cascade import Cascade
+from agent.vision.encode import CameraStream, Findings, Keep, Origin, Timing, findings_of
 from agent.vision.engines import Tensor
-from agent.vision.handoff import Frame, FrameBuffers, LatestSlot, take_oldest
-from agent.vision.heads import Boxes
+from agent.vision.handoff import Frame, FrameBuffers, LatestSlot, Taken, take_next
 from agent.vision.model import Model
-from agent.vision.preprocess import Transform, boxes_to_frame, preprocess
+from agent.vision.preprocess import Transform, preprocess
+from agent.vision.recurrent import State
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WAIT_S = 0.5
 OUTPUT_SETS = 2
+INVOKES_KEPT, INVOKES_ENOUGH = 512, 100
 Emit = Callable[[str, int, int, bytes], None]  # camera, seq, frame_id, payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A frame whose tensor is ready; its pixels are already given back."""
+    """A frame whose tensor is ready; its pixels are given back unless a second stage needs them."""
 
     frame: Frame
     dropped: int
+    still: int
     tensor: Tensor
     transform: Transform
     taken_ns: int
@@ -61,7 +65,7 @@ class Inferred:
     timing: Timing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CameraLane:
     """What belongs to one camera."""
 
@@ -69,6 +73,9 @@ class CameraLane:
     buffers: FrameBuffers
     capture: Capture
     stream: CameraStream
+    region: Region | None = None  # the part of the frame that the model sees
+    keep: Keep | None = None  # which findings count for this camera
+    state: State | None = None  # of a recurrent model; each camera has its own
 
 
 class Pipeline:
@@ -78,6 +85,7 @@ class Pipeline:
         self,
         *,
         model: Model,
+        cascade: Cascade | None = None,
         lanes: dict[str, CameraLane],
         ready: threading.Condition,
         origin: Origin,
@@ -86,9 +94,11 @@ class Pipeline:
         stopping: threading.Event,
     ) -> None:
         self.model = model
+        self._cascade = cascade
         self.lanes = lanes
         self.ticks: dict[str, int] = {}
         self.failure: BaseException | None = None
+        self.invoke_s: deque[float] = deque(maxlen=INVOKES_KEPT)
         self._ready = ready
         self._slots: Sequence[LatestSlot] = [lane.slot for lane in lanes.values()]
         self._origin = origin
@@ -128,20 +138,24 @@ class Pipeline:
                 tensor = self._take(self._free_tensors, "preprocess")
                 while tensor is not None and not self._stopping.is_set():
                     self.tick("preprocess")
-                    taken = take_oldest(self._slots, self._ready, WAIT_S)
+                    taken = take_next(self._slots, self._ready, WAIT_S)
                     if taken is not None:
-                        self._prepared.put(self._prepare(*taken, tensor))
+                        self._prepared.put(self._prepare(taken, tensor))
                         break
         finally:
             self._prepared.put(None)
 
-    def _prepare(self, frame: Frame, dropped: int, tensor: Tensor) -> Prepared:
+    def _prepare(self, taken: Taken, tensor: Tensor) -> Prepared:
         taken_ns = time.monotonic_ns()
-        transform = preprocess(frame.pixels, self.model.plan, tensor)
-        self.lanes[frame.camera].buffers.give_back(frame.pixels)
+        frame = taken.frame
+        lane = self.lanes[frame.camera]
+        transform = preprocess(frame.pixels, self.model.plan, tensor, lane.region)
+        if self._cascade is None:
+            lane.buffers.give_back(frame.pixels)
         return Prepared(
             frame=frame,
-            dropped=dropped,
+            dropped=taken.dropped,
+            still=taken.still,
             tensor=tensor,
             transform=transform,
             taken_ns=taken_ns,
@@ -161,48 +175,69 @@ class Pipeline:
                     return
                 self.tick("inference")
                 started_ns = time.monotonic_ns()
-                engine.load_input(prepared.tensor)
+                engine.load_input(prepared.tensor, self.model.image_input)
                 self._free_tensors.put(prepared.tensor)
+                state = self.lanes[prepared.frame.camera].state
+                if state is not None:
+                    state.feed(engine)
                 engine.invoke()
                 engine.read_outputs(outputs)
+                if state is not None:
+                    state.keep(outputs)
                 timing = Timing(
                     taken_ns=prepared.taken_ns,
                     prepared_ns=prepared.prepared_ns,
                     invoke_started_ns=started_ns,
                     invoked_ns=time.monotonic_ns(),
                 )
+                self.invoke_s.append((timing.invoked_ns - started_ns) / 1e9)
                 self._inferred.put(Inferred(prepared=prepared, outputs=outputs, timing=timing))
         finally:
             self._inferred.put(None)
 
     def _postprocess(self) -> None:
-        """Decode, go back to pixels of the frame, encode, emit."""
+        """Decode, go back to pixels of the frame, look closer, encode, emit."""
         while (inferred := self._take(self._inferred, "postprocess")) is not None:
             frame = inferred.prepared.frame
-            stream = self.lanes[frame.camera].stream
-            found = self._decode(inferred)
+            lane = self.lanes[frame.camera]
+            stream, transform = lane.stream, inferred.prepared.transform
+            decoded = self.model.decode(inferred.outputs)
+            findings = findings_of(decoded, transform, self.model, lane.keep)
             self._free_outputs.put(inferred.outputs)
+            timing = inferred.timing
+            if self._cascade is not None:
+                findings, timing = self._look_closer(self._cascade, frame, findings, timing)
+                lane.buffers.give_back(frame.pixels)
             stream.dropped += inferred.prepared.dropped
+            stream.still += inferred.prepared.still
             stream.processed += 1
-            if stream.wants(tuple(sorted(item.class_id for item in found))):
-                transform = inferred.prepared.transform
+            if stream.wants(findings.class_ids()):
                 seq, payload = stream.encode(
                     frame,
                     (transform.frame_width, transform.frame_height),
-                    found,
-                    inferred.timing,
+                    findings,
+                    timing,
                     self._origin,
                     clock_synced=self._clock_synced(),
                 )
                 self._emit(stream.name, seq, frame.frame_id, payload)
             stream.last_frame_id = frame.frame_id  # after it is out: a heartbeat may tell of it
 
-    def _decode(self, inferred: Inferred) -> list[Detection] | list[Classification]:
-        decoded = self.model.head.decode(inferred.outputs)
-        if isinstance(decoded, Boxes):
-            xyxy = boxes_to_frame(decoded.xyxy_norm, inferred.prepared.transform)
-            return detections_of(decoded, xyxy, self.model)
-        return classes_of(decoded, self.model)
+    def _look_closer(
+        self, cascade: Cascade, frame: Frame, findings: Findings, timing: Timing
+    ) -> tuple[Findings, Timing]:
+        """Let the second stages see the boxes."""
+        started_ns = time.monotonic_ns()
+        detections, runs = cascade.look(
+            frame.pixels, findings.detections or [], lambda: self.tick("postprocess")
+        )
+        cascade_ns = time.monotonic_ns() - started_ns
+        return Findings(detections=detections, cascade=runs), replace(timing, cascade_ns=cascade_ns)
+
+    def invoke_p99_s(self) -> float | None:
+        """Return the 99th percentile of the last invokes, None before there are enough."""
+        times = sorted(self.invoke_s.copy())
+        return times[int(len(times) * 0.99)] if len(times) >= INVOKES_ENOUGH else None
 
     def _take(self, queue: SimpleQueue[T], stage: str) -> T | None:
         """Wait for the next item, ticking; None when another stage has failed."""

@@ -2,11 +2,13 @@
 
 `plan_input` decides once, at load, what the model's input wants; `preprocess` then does it
 per frame into memory that already exists. It hands on the inverse of its geometry, with
-which the decoded boxes go back to pixels of the frame.
+which the decoded boxes go back to pixels of the frame. A camera's region is a view of its
+frame, so looking at a part of it copies nothing.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from agent.config import Region
 from agent.errors import ModelError
 from agent.vision.engines import Tensor, TensorSpec
 
@@ -23,21 +26,30 @@ F32Vector = npt.NDArray[np.float32]
 Resize = Literal["stretch", "letterbox"]
 # The grey of Ultralytics' letterbox, ultralytics/data/augment.py LetterBox.
 LETTERBOX_GREY = 114
+# Sizes and regions remembered; cameras have one each, but crops may have any.
+GEOMETRIES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transform:
-    """Where the frame lies in the input: input px = frame px * scale + pad."""
+    """Where the frame lies in the input: input px = (frame px - crop's corner) * scale + pad."""
 
     frame_width: int
     frame_height: int
+    # The part of the frame that the model sees, in pixels of the frame.
+    crop_x_px: int
+    crop_y_px: int
+    crop_width: int
+    crop_height: int
     scale_x: float
     scale_y: float
+    # Where that part lies in the input, in pixels of the input; grey stands around it.
     pad_x_px: int
     pad_y_px: int
     inside_width: int
     inside_height: int
     # The way back for xyxy boxes, float32[4] each: frame px = norm * box_scale + box_shift.
+    # The first two of each serve for points.
     box_scale: F32Vector
     box_shift: F32Vector
     box_limits: F32Vector
@@ -62,7 +74,9 @@ class InputPlan:
         self.color = color
         self.table = table  # [1, 256, channels] of dtype: pixel value -> stored value; None: as is
         self.flip_sign = flip_sign  # int8 input that is the pixel byte minus 128
-        self.transform: Transform | None = None  # of the last frame; grey stands around its inside
+        self.geometries: dict[tuple[int, int, Region | None], Transform] = {}
+        # left, top, width, height of the pixels below that hold an image; the rest is grey.
+        self.inside = (0, 0, self.width, self.height)
         self.resized = np.empty((self.height, self.width, 3), np.uint8)
         self.pixels = np.empty((self.height, self.width, self.channels), np.uint8)
 
@@ -125,6 +139,11 @@ def plan_input(
             table = _quantized_table(
                 spec, _per_channel(mean, channels), _per_channel(std, channels)
             )
+    elif spec.dtype == np.int32:  # pixel bytes in wider numbers, as MoveNet of TensorFlow Hub
+        if mean is not None and std is not None:
+            raise ModelError(
+                f'int32 input "{spec.name}": takes pixels as they are; leave mean and std out'
+            )
     elif spec.dtype == np.float32:
         if mean is None or std is None:
             raise ModelError(
@@ -134,7 +153,7 @@ def plan_input(
         table = _normalized_table(_per_channel(mean, channels), _per_channel(std, channels))
     else:
         raise ModelError(
-            f'input "{spec.name}" has type {spec.dtype}; uint8, int8 and float32 can be fed'
+            f'input "{spec.name}" has type {spec.dtype}; uint8, int8, int32 and float32 can be fed'
         )
     return InputPlan(spec, resize=resize, color=color, table=table, flip_sign=flip_sign)
 
@@ -164,24 +183,32 @@ def _quantized_table(
     return clipped[None]
 
 
-def preprocess(pixels: U8Image, plan: InputPlan, tensor: Tensor) -> Transform:
+def preprocess(
+    pixels: U8Image, plan: InputPlan, tensor: Tensor, region: Region | None = None
+) -> Transform:
     """Fill `tensor` from `pixels` uint8[H, W, 3] BGR; return where the frame lies in it.
 
-    Bilinear, as the models' own training pipelines resize.
+    Only `region` of the frame is looked at, widened to whole pixels. Bilinear, as the models'
+    own training pipelines resize.
     """
     height, width = pixels.shape[:2]
-    where = plan.transform
-    if where is None or (where.frame_width, where.frame_height) != (width, height):
-        plan.transform = where = _fit(plan, width, height)
-        plan.pixels.fill(LETTERBOX_GREY)
-    new_width, new_height = where.inside_width, where.inside_height
+    where = plan.geometries.get((width, height, region))
+    if where is None:
+        where = _remember(plan, width, height, region)
     left, top = where.pad_x_px, where.pad_y_px
+    new_width, new_height = where.inside_width, where.inside_height
+    if plan.inside != (left, top, new_width, new_height):
+        # Other cameras' images may have stood where this one's border is.
+        plan.inside = (left, top, new_width, new_height)
+        plan.pixels.fill(LETTERBOX_GREY)
+    x, y = where.crop_x_px, where.crop_y_px
+    crop = pixels[y : y + where.crop_height, x : x + where.crop_width]
     resized = plan.resized.reshape(-1)[: new_height * new_width * 3]
     resized = resized.reshape(new_height, new_width, 3)
-    cv2.resize(pixels, (new_width, new_height), dst=resized, interpolation=cv2.INTER_LINEAR)
+    cv2.resize(crop, (new_width, new_height), dst=resized, interpolation=cv2.INTER_LINEAR)
     inner = plan.pixels[top : top + new_height, left : left + new_width]
     if plan.channels == 1:
-        inner[...] = cv2.cvtColor(resized, cv2.COLOR_BGR2GRAY)[..., None]
+        cv2.cvtColor(resized, cv2.COLOR_BGR2GRAY, dst=inner[..., 0])
     elif plan.color == "rgb":
         cv2.cvtColor(resized, cv2.COLOR_BGR2RGB, dst=inner)
     else:
@@ -190,18 +217,43 @@ def preprocess(pixels: U8Image, plan: InputPlan, tensor: Tensor) -> Transform:
     return where
 
 
-def _fit(plan: InputPlan, width: int, height: int) -> Transform:
-    """Work out the geometry for frames of one size."""
+def _remember(plan: InputPlan, width: int, height: int, region: Region | None) -> Transform:
+    if len(plan.geometries) >= GEOMETRIES:
+        plan.geometries.clear()
+    where = _fit(plan, width, height, region)
+    plan.geometries[width, height, region] = where
+    return where
+
+
+def pixels_of(region: Region | None, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the whole pixels x_min, y_min, x_max, y_max that a region touches, at least one."""
+    if region is None:
+        return 0, 0, width, height
+    x_min = min(math.floor(region[0] * width), width - 1)
+    y_min = min(math.floor(region[1] * height), height - 1)
+    x_max = min(max(math.ceil(region[2] * width), x_min + 1), width)
+    y_max = min(max(math.ceil(region[3] * height), y_min + 1), height)
+    return x_min, y_min, x_max, y_max
+
+
+def _fit(plan: InputPlan, width: int, height: int, region: Region | None) -> Transform:
+    """Work out the geometry for one part of frames of one size."""
+    x_min, y_min, x_max, y_max = pixels_of(region, width, height)
+    crop_width, crop_height = x_max - x_min, y_max - y_min
     new_width, new_height = plan.width, plan.height
     if plan.resize == "letterbox":
-        scale = min(plan.width / width, plan.height / height)
-        new_width = max(1, min(plan.width, round(width * scale)))
-        new_height = max(1, min(plan.height, round(height * scale)))
+        scale = min(plan.width / crop_width, plan.height / crop_height)
+        new_width = max(1, min(plan.width, round(crop_width * scale)))
+        new_height = max(1, min(plan.height, round(crop_height * scale)))
     left, top = (plan.width - new_width) // 2, (plan.height - new_height) // 2
-    scale_x, scale_y = new_width / width, new_height / height
+    scale_x, scale_y = new_width / crop_width, new_height / crop_height
     return Transform(
         frame_width=width,
         frame_height=height,
+        crop_x_px=x_min,
+        crop_y_px=y_min,
+        crop_width=crop_width,
+        crop_height=crop_height,
         scale_x=scale_x,
         scale_y=scale_y,
         pad_x_px=left,
@@ -209,13 +261,16 @@ def _fit(plan: InputPlan, width: int, height: int) -> Transform:
         inside_width=new_width,
         inside_height=new_height,
         box_scale=np.array([plan.width / scale_x, plan.height / scale_y] * 2, np.float32),
-        box_shift=np.array([-left / scale_x, -top / scale_y] * 2, np.float32),
+        box_shift=np.array([x_min - left / scale_x, y_min - top / scale_y] * 2, np.float32),
         box_limits=np.array([width, height] * 2, np.float32),
     )
 
 
 def boxes_to_frame(xyxy_norm: F32Boxes, where: Transform) -> F32Boxes:
-    """Return float32[n, 4] boxes of the input (0 to 1) as pixels of the frame, clipped to it."""
+    """Return float32[n, 4] boxes of the input (0 to 1) as pixels of the whole frame, clipped to it.
+
+    A box may reach beyond the region that was looked at, as far as the model believes it does.
+    """
     boxes: F32Boxes = xyxy_norm * where.box_scale
     boxes += where.box_shift
     np.maximum(boxes, 0, out=boxes)

@@ -13,10 +13,12 @@ import os
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from agent.choices import Choice, read_choices
 from agent.config import CameraConfig, ModelConfig
 from agent.errors import EXIT_OK, EXIT_USAGE, AgentError
 from agent.redaction import redact
@@ -24,6 +26,14 @@ from agent.redaction import redact
 MEASURE_S = 2.0
 FIRST_FRAME_WITHIN_S = 12.0
 MODEL_RUNS, LONGEST_RUNS_S = 10, 3.0
+
+
+class ModelQuestion(Struct, frozen=True, kw_only=True):
+    """Which model to try, and where it may be written how it runs best here."""
+
+    config: ModelConfig
+    most_threads: int
+    choices_file: str = ""
 
 
 class Refused(Struct, frozen=True, tag="refused"):
@@ -51,9 +61,12 @@ class ModelFound(Struct, frozen=True, kw_only=True, tag="model"):
     task: str
     runtime: str
     accelerator: str
+    delegated: tuple[int, int] | None  # operators that the accelerator runs, of all
     reason: str | None
     invoke_ms: float
     notes: tuple[str, ...]
+    choice: Choice | None  # how the processor runs it best; None: it was not asked
+    is_remembered: bool  # and not measured just now
 
 
 Answer = Refused | CameraFound | ModelFound
@@ -94,11 +107,19 @@ def probe_camera(config: CameraConfig) -> CameraFound | Refused:
     )
 
 
-def probe_model(config: ModelConfig) -> ModelFound:
-    """Load a model and run it a few times."""
+def probe_model(question: ModelQuestion) -> ModelFound:
+    """Load a model as the worker does, and run it a few times."""
+    from agent.vision.chooser import FirstLook
     from agent.vision.model import load_model
+    from agent.vision.model_files import read_model
+    from agent.vision.trial import choice_key
 
-    model = load_model(config)
+    config, most_threads = question.config, question.most_threads
+    remembered = read_choices(Path(question.choices_file)) if question.choices_file else {}
+    learned: dict[str, Choice] = {}
+    chooser = FirstLook(remembered, most_threads, learned.__setitem__)
+    model = load_model(config, chooser=chooser)
+    key = choice_key(read_model(config.path), config, most_threads)
     times_ms: list[float] = []
     ends = time.monotonic() + LONGEST_RUNS_S
     while len(times_ms) < MODEL_RUNS and (not times_ms or time.monotonic() < ends):
@@ -111,9 +132,12 @@ def probe_model(config: ModelConfig) -> ModelFound:
         task=model.head.task,
         runtime=model.engine.runtime,
         accelerator=model.engine.accelerator,
-        reason=model.engine.reason,
+        delegated=model.engine.delegated,
+        reason=model.reason,
         invoke_ms=round(statistics.median(times_ms), 1),
         notes=model.notes,
+        choice=learned.get(key) or remembered.get(key),
+        is_remembered=key not in learned,
     )
 
 
@@ -126,7 +150,7 @@ def main() -> int:
         if sys.argv[1:] == ["camera"]:
             answer = probe_camera(msgspec.json.decode(data, type=CameraConfig))
         elif sys.argv[1:] == ["model"]:
-            answer = probe_model(msgspec.json.decode(data, type=ModelConfig))
+            answer = probe_model(msgspec.json.decode(data, type=ModelQuestion))
         else:
             print("usage: python -m agent.vision.probe camera|model < JSON", file=sys.stderr)
             return EXIT_USAGE

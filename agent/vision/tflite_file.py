@@ -7,6 +7,7 @@ file must give a sentence, not a crash: some runtimes segfault on truncated mode
 Field numbers are those of the published schemas:
   model:    tensorflow/compiler/mlir/lite/schema/schema.fbs
   metadata: tflite_support/metadata/metadata_schema.fbs
+  detector: mediapipe/tasks/metadata/object_detector_metadata_schema.fbs
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -34,6 +36,17 @@ MAX_ASSOCIATED_FILE_BYTES = 1 << 20
 MAX_ASSOCIATED_FILES = 32
 MAX_OPTIONS_BYTES = 1 << 16
 MAX_CLASSES = 1 << 16
+MAX_ANCHORS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorNotes:
+    """How MediaPipe says that an SSD's raw outputs are to be decoded."""
+
+    anchors: tuple[tuple[float, float, float, float], ...]  # centre y, centre x, height, width
+    scales: tuple[float, float, float, float]  # of y, x, height, width
+    has_exponential: bool  # of height and width
+    is_sigmoid_left: bool  # to be applied to the scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +65,7 @@ class TfliteFile:
     version: str | None
     label_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     exporter: dict[str, Any] = field(default_factory=dict)  # Ultralytics: names, task, imgsz
+    detector: DetectorNotes | None = None
 
 
 class _Table:
@@ -178,6 +192,7 @@ def _parse_model(data: bytes) -> TfliteFile:
         version=metadata.text(2) if metadata else None,
         label_files=label_files,
         exporter=exporter,
+        detector=_detector_notes(metadata),
     )
 
 
@@ -229,6 +244,36 @@ def _normalization(
             if mean and std and all(value != 0 for value in std):
                 return mean, std
     return None, None
+
+
+def _detector_notes(metadata: _Table | None) -> DetectorNotes | None:
+    """Return the `DETECTOR_METADATA` among a graph's custom metadata, or None."""
+    graph = next(metadata.tables(3), None) if metadata else None
+    for custom in graph.tables(9) if graph else ():
+        start, length = custom.span(1, 1)
+        if custom.text(0) != "DETECTOR_METADATA" or not length:
+            continue
+        data = custom.data[start : start + length]
+        options = _Table(data, _unpack("<I", data, 0))
+        ssd, decoding = options.table(1), options.table(2)
+        schema = ssd.table(0) if ssd else None
+        if schema is None or decoding is None or schema.span(0, 4)[1] > MAX_ANCHORS:
+            return None
+        x, y, width, height = (decoding.scalar(number, "<f") for number in (6, 7, 8, 9))
+        anchors = tuple(
+            (one.scalar(1, "<f"), one.scalar(0, "<f"), one.scalar(3, "<f"), one.scalar(2, "<f"))
+            for one in schema.tables(0)
+        )
+        finite = all(math.isfinite(value) for anchor in anchors for value in anchor)
+        if not finite or not all(math.isfinite(one) and one > 0 for one in (x, y, width, height)):
+            return None
+        return DetectorNotes(
+            anchors=anchors,
+            scales=(y, x, height, width),
+            has_exponential=bool(decoding.scalar(10, "<B")),
+            is_sigmoid_left=bool(decoding.scalar(11, "<B")),
+        )
+    return None
 
 
 def _associated_files(data: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, Any]]:

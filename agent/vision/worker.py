@@ -18,8 +18,9 @@ from collections.abc import Callable
 
 import cv2
 
-from agent.config import CameraConfig
-from agent.contract.payloads import CameraState
+from agent.choices import Choice
+from agent.config import CameraConfig, SecondStage
+from agent.contract.payloads import CameraState, MeasuredRun
 from agent.errors import EXIT_FAILURE, ModelError
 from agent.link import (
     Beat,
@@ -28,6 +29,7 @@ from agent.link import (
     Failed,
     FromWorker,
     Inbox,
+    Learned,
     Ready,
     ResultOut,
     Resume,
@@ -39,10 +41,14 @@ from agent.link import (
 from agent.logs import configure_logging
 from agent.sensors.clock import read_clock_synced
 from agent.vision.capture import Capture
+from agent.vision.cascade import Cascade, Stage
+from agent.vision.chooser import FirstLook
 from agent.vision.encode import CameraStream, Origin
+from agent.vision.filter import filter_of
 from agent.vision.handoff import FrameBuffers, LatestSlot, U8Image
 from agent.vision.model import load_model
 from agent.vision.pipeline import CameraLane, Pipeline
+from agent.vision.recurrent import State
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +103,17 @@ class Worker:
         """Open the cameras while the model loads, then let the frames flow."""
         ready = threading.Condition()
         for config in start.cameras:
-            self._add_camera(config, start.resume.get(config.name, Resume()), ready)
-        model = load_model(start.model)
+            self._add_camera(config, start, ready)
+        chooser = FirstLook(start.choices, start.most_threads, self._learned)
+        model = load_model(start.model, chooser=chooser, avoid=start.avoid)
+        measured_ms = chooser.measured_ms  # of this model; second stages are chosen next
+        stages, notes = self._second_stages(start, chooser)
+        for lane in self._lanes.values():
+            lane.state = State(model.engine, model.feedback) if model.feedback else None
         accelerator = model.engine.accelerator
         self._pipeline = Pipeline(
             model=model,
+            cascade=Cascade(stages) if stages else None,
             lanes=self._lanes,
             ready=ready,
             origin=Origin(
@@ -109,7 +121,6 @@ class Worker:
                 boot_id=start.boot_id,
                 model=model.identity,
                 accelerator=accelerator,
-                task=model.head.task,
             ),
             emit=self._emit,
             clock_synced=_Remembered(read_clock_synced, for_s=1.0),
@@ -121,11 +132,18 @@ class Worker:
             Ready(
                 model=model.identity,
                 task=model.head.task,
+                head=model.head.kind,
                 accelerator=accelerator,
-                runtime=model.engine.runtime,
-                reason=model.engine.reason,
+                is_fallback=model.is_fallback,
+                reason=model.reason,
+                run=MeasuredRun(
+                    runtime=model.engine.runtime,
+                    threads=model.engine.threads,
+                    xnnpack=accelerator == "cpu:xnnpack",
+                    invoke_ms=measured_ms,
+                ),
                 first_invoke_s=model.engine.first_invoke_s,
-                notes=model.notes,
+                notes=(*model.notes, *notes),
             )
         )
         log.info(
@@ -139,8 +157,24 @@ class Worker:
         # After Ready, so that no result comes before the status that names its model.
         return self._pipeline.start()
 
-    def _add_camera(self, config: CameraConfig, resume: Resume, ready: threading.Condition) -> None:
-        slot, buffers = LatestSlot(ready), FrameBuffers()
+    def _second_stages(self, start: Start, chooser: FirstLook) -> tuple[list[Stage], list[str]]:
+        """Load the models that look at boxes; return them, and notes on them."""
+        stages: list[Stage] = []
+        notes: list[str] = []
+        for config in start.model.then:
+            stage, said = _second_stage(config, start, chooser)
+            stages += [stage] if stage is not None else []
+            notes += [f"[models.{config.model}]: {note}" for note in said]
+        return stages, notes
+
+    def _learned(self, key: str, choice: Choice) -> None:
+        self._say(Learned(key=key, choice=choice))
+
+    def _add_camera(self, config: CameraConfig, start: Start, ready: threading.Condition) -> None:
+        resume = start.resume.get(config.name, Resume())
+        keeps_frames = bool(start.model.then)
+        slot = LatestSlot(ready)
+        buffers = FrameBuffers(FrameBuffers.COUNT_KEPT if keeps_frames else FrameBuffers.COUNT)
         name = config.name
 
         def tick() -> None:
@@ -177,7 +211,14 @@ class Worker:
             report=report,
         )
         stream = CameraStream(name=name, publish=config.publish, next_seq=resume.next_seq)
-        self._lanes[name] = CameraLane(slot=slot, buffers=buffers, capture=capture, stream=stream)
+        self._lanes[name] = CameraLane(
+            slot=slot,
+            buffers=buffers,
+            capture=capture,
+            stream=stream,
+            region=config.region,
+            keep=filter_of(config),
+        )
 
         def run() -> None:
             try:
@@ -210,13 +251,15 @@ class Worker:
                 name: CameraCounts(
                     captured=lane.capture.captured,
                     dropped=lane.capture.dropped,
+                    still=lane.capture.still,
                     processed=lane.stream.processed,
                     last_frame_id=lane.stream.last_frame_id,
                 )
                 for name, lane in list(self._lanes.items())
             }
             ages = {stage: (now - at) / 1e9 for stage, at in ticks.items()}
-            self._say(Beat(stage_age_s=ages, cameras=counts))
+            p99_s = self._pipeline.invoke_p99_s() if self._pipeline is not None else None
+            self._say(Beat(stage_age_s=ages, cameras=counts, invoke_p99_s=p99_s))
             time.sleep(BEAT_EVERY_S)
 
     def _listen(self) -> None:
@@ -230,6 +273,18 @@ class Worker:
                 os._exit(0)
             if isinstance(message, Stop):
                 self.stopping.set()
+
+
+def _second_stage(
+    config: SecondStage, start: Start, chooser: FirstLook
+) -> tuple[Stage | None, tuple[str, ...]]:
+    """Load one; where that cannot be done the first model works without it, and says so."""
+    try:
+        model = load_model(start.second[config.model], chooser=chooser, avoid=start.avoid)
+        return Stage(config, model), model.notes
+    except ModelError as error:
+        log.error("second stage left out model=%s: %s", config.model, error)  # noqa: TRY400
+        return None, (f"left out: {error}",)
 
 
 class _Remembered:

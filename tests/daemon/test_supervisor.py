@@ -7,18 +7,22 @@ import sys
 import pytest
 from msgspec import structs
 
+from agent.choices import Choice
 from agent.config import CameraConfig, ModelConfig
-from agent.contract.payloads import ModelIdentity
+from agent.contract.payloads import MeasuredRun, ModelIdentity
 from agent.daemon import supervisor as module
+from agent.daemon.failover import PROBE_FIRST_S, Failover
 from agent.daemon.supervisor import Supervisor
 from agent.link import (
     Beat,
     CameraCounts,
     Failed,
     Inbox,
+    Learned,
     Ready,
     ResultOut,
     Start,
+    Stop,
     ToWorker,
     send,
 )
@@ -26,9 +30,11 @@ from agent.link import (
 READY = Ready(
     model=ModelIdentity(name="m", version=None, sha256="0" * 64),
     task="detection",
+    head="ssd",
     accelerator="cpu",
-    runtime="fake",
+    is_fallback=False,
     reason=None,
+    run=MeasuredRun(runtime="fake 1", threads=1, xnnpack=False, invoke_ms=None),
     first_invoke_s=0.02,
     notes=(),
 )
@@ -39,6 +45,7 @@ class Heard:
 
     def __init__(self):
         self.results, self.downs, self.readies, self.beats = [], [], [], []
+        self.learned, self.replaced = [], 0
 
     def on_result(self, result):
         self.results.append(result)
@@ -52,28 +59,58 @@ class Heard:
     def on_beat(self, beat):
         self.beats.append(beat)
 
+    def on_learned(self, learned):
+        self.learned.append(learned)
+
     def on_down(self, code, reason):
         self.downs.append((code, reason))
+
+    def on_replaced(self):
+        self.replaced += 1
+
+
+class ScriptedProbe:
+    """Answers what the rig says; None while it is being tried."""
+
+    def __init__(self, rig):
+        self.rig = rig
+        self.is_ended = False
+
+    def poll(self):
+        return self.rig.probe_answer
+
+    def end(self):
+        self.is_ended = True
 
 
 class Rig:
     """A supervisor whose workers are `sleep` processes; the test speaks in their place."""
 
-    def __init__(self):
+    def __init__(self, wanted="auto"):
         self.now = 1000.0
         self.heard = Heard()
         self.starts = []
+        self.avoided = []
+        self.probes = []
+        self.probe_answer = None
         self.theirs = None
         self.processes = []
         self.supervisor = Supervisor(
             make_start=self._make_start,
             listener=self.heard,
+            failover=Failover(wanted),
+            start_probe=self._start_probe,
             spawn=self._spawn,
             clock=lambda: self.now,
         )
 
-    def _make_start(self, resume):
+    def _start_probe(self):
+        self.probes.append(ScriptedProbe(self))
+        return self.probes[-1]
+
+    def _make_start(self, resume, avoid):
         self.starts.append(resume)
+        self.avoided.append(avoid)
         return Start(
             device="d", boot_id="b", model=ModelConfig(), cameras=(CameraConfig(),), resume=resume
         )
@@ -131,7 +168,7 @@ def result(seq, frame_id):
 
 
 def beat(last_frame_id=0, **ages):
-    counts = CameraCounts(captured=9, dropped=0, processed=9, last_frame_id=last_frame_id)
+    counts = CameraCounts(captured=9, dropped=0, still=0, processed=9, last_frame_id=last_frame_id)
     return Beat(stage_age_s=ages, cameras={"a": counts})
 
 
@@ -318,3 +355,98 @@ def test_stop_takes_the_last_results(rig):
     rig.supervisor.stop(within_s=1.0)
     assert [r.seq for r in rig.heard.results] == [1]
     assert rig.processes[-1].poll() is not None
+
+
+def on_delegate(rig):
+    rig.say(structs.replace(READY, accelerator="delegate:/x.so"))
+
+
+def test_an_accelerator_that_kills_three_times_rests_and_the_next_starts_at_once(rig):
+    rig.supervisor.failover.wanted = "delegate:/x.so"
+    rig.start()
+    for _ in range(3):
+        on_delegate(rig)
+        rig.die(signal.SIGABRT)
+        waited = rig.next_worker()
+    assert waited == 0.0
+    assert rig.avoided[:3] == ["", "", ""]
+    assert "died 3 times" in rig.avoided[3]
+
+
+def test_a_probe_that_succeeds_replaces_the_worker(rig):
+    rig.supervisor.failover.wanted = "delegate:/x.so"
+    rig.start()
+    rig.say(structs.replace(READY, is_fallback=True, reason="absent"), result(1, 5))
+    assert not rig.probes
+    rig.now += PROBE_FIRST_S
+    rig.say(beat())
+    rig.supervisor.check()
+    assert len(rig.probes) == 1
+    rig.supervisor.check()
+    assert len(rig.probes) == 1, "one at a time"
+    rig.probe_answer = ""
+    rig.supervisor.check()
+    assert isinstance(Inbox(rig.theirs, ToWorker).receive(), Stop)
+    send(rig.theirs, result(2, 9))  # finished on its way out
+    rig.die(signal.SIGTERM)
+    assert (rig.heard.replaced, rig.heard.downs) == (1, [])
+    assert rig.avoided == ["", ""]
+    assert rig.starts[-1]["a"].next_seq == 3
+    assert rig.supervisor.state == "starting"
+
+
+def test_a_worker_that_does_not_end_as_asked_is_killed(rig):
+    rig.supervisor.failover.wanted = "delegate:/x.so"
+    rig.start()
+    rig.say(structs.replace(READY, is_fallback=True, reason="absent"))
+    rig.now += PROBE_FIRST_S
+    rig.say(beat())
+    rig.probe_answer = ""
+    rig.supervisor.check()
+    rig.supervisor.check()
+    rig.now += module.REPLACE_WITHIN_S + 0.1
+    rig.say(beat())
+    rig.supervisor.check()
+    assert rig.processes[0].poll() == -signal.SIGKILL
+    assert (rig.heard.replaced, rig.heard.downs) == (1, [])
+
+
+def test_a_probe_that_fails_leaves_the_worker_alone(rig):
+    rig.supervisor.failover.wanted = "edgetpu"
+    rig.start()
+    rig.say(structs.replace(READY, is_fallback=True, reason="absent"))
+    rig.now += PROBE_FIRST_S
+    rig.say(beat())
+    rig.probe_answer = "no Edge TPU is plugged in"
+    rig.supervisor.check()
+    rig.supervisor.check()
+    assert (rig.heard.replaced, rig.heard.downs, len(rig.starts)) == (0, [], 1)
+    rig.supervisor.check()
+    assert len(rig.probes) == 1, "the next one comes later"
+
+
+def test_a_known_percentile_bounds_a_hang(rig):
+    rig.start()
+    rig.say(structs.replace(READY, first_invoke_s=3.0))
+    rig.say(structs.replace(beat(inference=11.0), invoke_p99_s=0.03))
+    assert "stage inference stuck" in rig.heard.downs[0][1]
+
+
+def test_what_was_learned_is_handed_on(rig):
+    choice = Choice(
+        runtime="litert", xnnpack=True, threads=2, invoke_ms=9.5, candidates=(), measured_at=1.0
+    )
+    rig.start()
+    rig.say(Learned(key="k", choice=choice))
+    assert [(one.key, one.choice) for one in rig.heard.learned] == [("k", choice)]
+
+
+def test_ending_ends_the_probe(rig):
+    rig.supervisor.failover.wanted = "edgetpu"
+    rig.start()
+    rig.say(structs.replace(READY, is_fallback=True, reason="absent"))
+    rig.now += PROBE_FIRST_S
+    rig.say(beat())
+    rig.supervisor.check()
+    rig.supervisor.ask_to_stop()
+    assert rig.probes[0].is_ended

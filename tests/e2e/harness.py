@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +21,10 @@ import psutil
 PROJECT = Path(__file__).resolve().parent.parent.parent
 CLIP = PROJECT / "agent" / "demo" / "clip.mp4"
 DEVICE = "board-1"
+# One for all tests, so that the default model is measured once; those that want a board which
+# has never seen it bring their own.
+STATE_DIR = Path(tempfile.mkdtemp(prefix="edge-agent-state-"))
+atexit.register(shutil.rmtree, STATE_DIR, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -114,12 +121,13 @@ class Agent:
         """What it has logged so far."""
         return self.log_path.read_text()
 
-    def worker(self) -> psutil.Process:
-        """The vision worker of this moment."""
+    def worker(self, pid: int | None = None) -> psutil.Process:
+        """The vision worker of this moment; with `pid`, that one of several."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             for child in psutil.Process(self.process.pid).children():
-                if "agent.vision.worker" in " ".join(child.cmdline()):
+                is_worker = "agent.vision.worker" in " ".join(child.cmdline())
+                if is_worker and pid in (None, child.pid):
                     return child
             time.sleep(0.02)
         raise AssertionError("there is no worker")
@@ -144,11 +152,13 @@ def config_text(
     model: str = "",
     mqtt_lines: str = "",
     telemetry_s: float = 1.0,
+    state_dir: Path = STATE_DIR,
 ) -> str:
     """A configuration with one camera called `door`."""
     return f"""
 [device]
 id = "{DEVICE}"
+state_dir = "{state_dir}"
 [model]
 {model}
 [[camera]]

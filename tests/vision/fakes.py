@@ -70,6 +70,8 @@ class FakeEngine:
     accelerator = "cpu:fake"
     reason = None
     first_invoke_s = 0.0
+    threads = 1
+    delegated = None
 
     def __init__(self, invoke_s: float = 0.0, gate: threading.Event | None = None) -> None:
         self.inputs = (_spec((1, 24, 32, 3), np.uint8),)
@@ -81,7 +83,7 @@ class FakeEngine:
         self._input = np.zeros((1, 24, 32, 3), np.uint8)
         self._owner: int | None = None
 
-    def load_input(self, tensor: Any) -> None:
+    def load_input(self, tensor: Any, position: int = 0) -> None:
         """Copy in."""
         self._owner = self._owner or threading.get_ident()
         assert self._owner == threading.get_ident(), "an engine belongs to one thread"
@@ -118,13 +120,17 @@ def _decode(outputs: Sequence[Any]) -> Boxes:
     )
 
 
-def fake_model(engine: FakeEngine, decode: Callable[[Sequence[Any]], Boxes] = _decode) -> Model:
+def fake_model(
+    engine: FakeEngine,
+    decode: Callable[[Sequence[Any]], Any] = _decode,
+    task: Any = "detection",
+) -> Model:
     """A model around the engine."""
     return Model(
         identity=ModelIdentity(name="fake", version="1", sha256="0" * 64),
         engine=engine,
         plan=plan_input(engine.inputs[0], resize="stretch", color="rgb", mean=None, std=None),
-        head=Head(kind="fake", task="detection", class_count=None, why="told so", decode=decode),
+        head=Head(kind="fake", task=task, class_count=None, why="told so", decode=decode),
         labels=(),
         notes=(),
     )

@@ -4,8 +4,10 @@ import hashlib
 import json
 
 import msgspec
+import numpy as np
 import pytest
 from commands import PROJECT, edge_agent
+from made_models import MadeInput, MadeTensor, made_model
 
 from agent.cli import main
 from agent.errors import ModelError
@@ -80,6 +82,8 @@ def test_example_manifest_works_as_it_is(tmp_path, capfd):
         ("ssd_mobilenet_v1_coco_quant", "ssd", "stretch", "uint8 pixels as they are"),
         ("yolov8n_full_integer_quant_224", "yolov8", "letterbox", "int8: pixels minus 128"),
         ("tf2_mobilenet_v2_1.0_224_ptq", "classify", "stretch", "uint8 pixels as they are"),
+        ("movenet_single_pose_lightning_ptq", "movenet", "letterbox", "uint8 pixels as they are"),
+        ("deeplabv3_mnv2_dm05_pascal_quant", "segment", "stretch", "uint8 pixels as they are"),
     ],
 )
 def test_families(zoo, capfd, name, kind, resize, pixels):
@@ -88,7 +92,8 @@ def test_families(zoo, capfd, name, kind, resize, pixels):
     assert document["head"]["kind"] == kind
     assert document["input_handling"]["resize"] == resize
     assert document["input_handling"]["pixels"] == pixels
-    assert document["labels"]["count"] in (document["class_count"], 90)
+    if document["labels"]["count"]:
+        assert document["labels"]["count"] in (document["class_count"], 90)
     example = parse_manifest(msgspec.json.encode(document["manifest_example"]), where="example")
     assert example.head.type == kind
 
@@ -115,18 +120,70 @@ def test_lines_for_people():
     parse_manifest(example[example.index("{") :].encode(), where="example")
 
 
-def test_refused_model_is_shown_as_far_as_it_is_known(zoo, capfd):
-    path = zoo / "models" / "movenet_single_pose_lightning_ptq.tflite"
+def test_refused_model_is_shown_as_far_as_it_is_known(tmp_path, capfd):
+    path = tmp_path / "either.tflite"
+    path.write_bytes(made_model([MadeTensor(np.zeros((1, 56, 2100), np.float32))]))
     code, document = run_json(capfd, path)
     assert code == 69
     assert set(document) == {"model", "refused"}
-    assert "no head fits" in document["refused"]
+    assert '"yolo_pose"' in document["refused"]
     assert document["model"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert document["model"]["outputs"][0]["shape"] == [1, 1, 17, 3]
+    assert document["model"]["outputs"][0]["shape"] == [1, 56, 2100]
     assert main(["model", "inspect", str(path)]) == 69
     captured = capfd.readouterr()
-    assert "[1, 1, 17, 3]" in captured.out
-    assert f"edge-agent: refused: {path}: no head fits" in captured.err
+    assert "[1, 56, 2100]" in captured.out
+    assert f"edge-agent: refused: {path}: its output" in captured.err
+
+
+def write(folder, *tensors, **inputs):
+    path = folder / "model.tflite"
+    path.write_bytes(made_model(list(tensors), inputs=[MadeInput(**inputs)]))
+    return path
+
+
+def test_pose_model_shows_its_points_and_how_to_say_otherwise(tmp_path, capfd):
+    path = write(
+        tmp_path,
+        MadeTensor(np.zeros((1, 1, 17, 3), np.float32)),
+        shape=(1, 192, 192, 3),
+        dtype="float32",
+    )
+    code, document = run_json(capfd, path)
+    head = document["head"]
+    assert (code, head["kind"], head["task"]) == (0, "movenet", "pose")
+    assert head["keypoints"][0] == "nose"
+    assert set(head["other_types"]) >= {"posenet", "yolo_pose", "segment", "raw"}
+    assert "movenet" not in head["other_types"]
+    assert document["thresholds"] == {"score": 0.3, "iou": None, "max_detections": 100}
+    assert "as its family was trained" in document["input_handling"]["pixels"]
+    example = document["manifest_example"]
+    assert example["input"] == {"resize": "letterbox", "color": "rgb", "mean": [0], "std": [1]}
+    assert main(["model", "inspect", str(path)]) == 0
+    shown = capfd.readouterr().out
+    assert "task         pose" in shown
+    assert "points       17: nose, left_eye" in shown
+    assert "yolo_pose, segment, raw" in shown
+
+
+def test_outputs_nobody_reads_get_a_hint(tmp_path, capfd):
+    path = write(tmp_path, MadeTensor(np.zeros((1, 16, 24, 8), np.float32)))
+    code, document = run_json(capfd, path)
+    assert (code, document["head"]["task"], document["thresholds"]) == (0, "raw", {})
+    assert '"type": "segment"' in document["head"]["why"]
+    assert main(["model", "inspect", str(path)]) == 0
+    assert "thresholds   none" in capfd.readouterr().out
+
+
+def test_limits_are_those_in_force(tmp_path, capfd):
+    path = write(tmp_path, MadeTensor(np.zeros((1, 5), np.float32)))
+    manifest = {"schema": "edge-agent/manifest/1", "name": "m"}
+    manifest["head"] = {"type": "classify", "top_k": 2, "logits": False}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    _, document = run_json(capfd, tmp_path)
+    assert document["thresholds"] == {"score": 0.0, "top_k": 2}
+    wanted = {"type": "classify", "top_k": 2, "score_threshold": 0.0, "logits": False}
+    assert document["manifest_example"]["head"] == wanted
+    assert path.name == document["manifest_example"]["model"]
 
 
 @pytest.mark.parametrize(

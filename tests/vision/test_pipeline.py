@@ -5,6 +5,7 @@ import threading
 import time
 from itertools import pairwise
 
+import msgspec
 import pytest
 from fakes import LOST, FakeCamera, FakeEngine, fake_model
 
@@ -12,7 +13,7 @@ from agent.config import CameraConfig
 from agent.vision import capture as capture_module
 from agent.vision.capture import Capture
 from agent.vision.encode import CameraStream, Origin
-from agent.vision.handoff import Frame, FrameBuffers, LatestSlot, take_oldest
+from agent.vision.handoff import FrameBuffers, LatestSlot
 from agent.vision.pipeline import CameraLane, Pipeline
 
 
@@ -59,7 +60,6 @@ class Rig:
                 boot_id="b",
                 model=self.model.identity,
                 accelerator="cpu",
-                task="detection",
             ),
             emit=lambda camera, seq, frame_id, payload: self.results.append(json.loads(payload)),
             clock_synced=lambda: None,
@@ -211,24 +211,6 @@ def test_a_failure_of_a_source_without_secrets_is_quoted(rig, monkeypatch, caplo
     assert "text='caps'" in caplog.text
 
 
-def test_the_frame_that_has_waited_longest_goes_first():
-    ready = threading.Condition()
-    slots = {name: LatestSlot(ready) for name in "abc"}
-
-    def put(name, captured_ns):
-        frame = Frame(
-            camera=name, frame_id=1, pixels=None, captured_ns=captured_ns, captured_at=0.0
-        )
-        return slots[name].put(frame)
-
-    for name, captured_ns in (("a", 30), ("b", 10), ("c", 20)):
-        assert put(name, captured_ns) is None
-    assert put("b", 40).captured_ns == 10, "the newer frame of a camera replaces its older one"
-    order = [take_oldest(list(slots.values()), ready, 0.0) for _ in range(3)]
-    assert [(frame.camera, dropped) for frame, dropped in order] == [("c", 0), ("a", 0), ("b", 1)]
-    assert take_oldest(list(slots.values()), ready, 0.0) is None
-
-
 def test_two_cameras_share_and_a_dead_one_stops_nothing(rig, monkeypatch):
     monkeypatch.setattr(capture_module, "REOPEN_FIRST_S", 0.05)
     running = rig(
@@ -281,6 +263,123 @@ def test_live_rate_limit_skips_frames_without_numbering_them(rig):
     running.wait(lambda: ("a", "offline", "ended") in running.changes)
     captured = running.lanes["a"].capture.captured
     assert 15 <= captured <= 40, "0.5 s at 50 Hz, on a busy machine"
+
+
+class Scripted(FakeCamera):
+    """Frames of one grey; its brightness changes at the frames named, by far more than noise."""
+
+    def __init__(self, frames, *, moves_at=(), **settings):
+        super().__init__(frames, **settings)
+        self._moves_at = frozenset(moves_at)
+        self._grey = 60
+
+    def read(self, buffer):
+        number = self._next
+        pixels = super().read(buffer)
+        if pixels is not None:
+            if number in self._moves_at:
+                self._grey = 200 - self._grey
+            pixels[1:] = self._grey
+        return pixels
+
+
+def moving(name="a", **settings):
+    return CameraConfig(name=name, source="fake", motion=0.5, motion_look_s=1000.0, **settings)
+
+
+def counts_of(lane):
+    capture = lane.capture
+    return capture.captured, capture.dropped, capture.still, lane.stream.processed
+
+
+def test_still_frames_are_counted_and_not_looked_at(rig):
+    moves_at = (3, 4, 50, 99)
+    running = rig({"a": source(Scripted(100, moves_at=moves_at))}, configs={"a": moving()})
+    running.wait(lambda: ("a", "offline", "ended") in running.changes)
+    running.wait(lambda: len(running.results) == 5)
+    assert [r["frame_id"] for r in running.results] == [1, 4, 5, 51, 100]
+    assert [r["still"] for r in running.results] == [0, 2, 0, 45, 48]
+    assert not any(r["dropped"] for r in running.results)
+    assert counts_of(running.lanes["a"]) == (100, 0, 95, 5)
+
+
+@pytest.mark.parametrize("hz", [10.0, 50.0])
+def test_a_file_s_looks_fall_due_by_its_own_time(rig, hz):
+    """However fast it is worked through."""
+    config = moving(loop=False)
+    config = msgspec.structs.replace(config, motion_look_s=2.0)
+    running = rig({"a": source(Scripted(200, rate_hz=hz))}, configs={"a": config})
+    running.wait(lambda: ("a", "offline", "ended") in running.changes)
+    expected = list(range(1, 201, int(2 * hz)))
+    running.wait(lambda: len(running.results) == len(expected))
+    assert [r["frame_id"] for r in running.results] == expected
+    assert running.results[-1]["still"] == 2 * hz - 1
+
+
+def test_a_live_camera_s_counts_stay_exact_with_drops_and_still_frames(rig):
+    gate = threading.Event()
+    moves_at = [*range(100, 200), *range(300, 310)]
+    camera = Scripted(500, live=True, moves_at=moves_at)
+    running = rig({"a": source(camera)}, FakeEngine(gate=gate), configs={"a": moving()})
+    lane = running.lanes["a"]
+    running.wait(lambda: lane.capture.captured == 500)
+    gate.set()
+    running.wait(lambda: lane.stream.last_frame_id == 310)
+    captured, dropped, still, processed = counts_of(lane)
+    assert (captured, still) == (500, 500 - 111)
+    assert dropped + processed == 111
+    previous = 0
+    for result in running.results:
+        assert result["frame_id"] == previous + result["dropped"] + result["still"] + 1
+        previous = result["frame_id"]
+
+
+def test_a_camera_that_comes_back_is_looked_at(rig, monkeypatch):
+    monkeypatch.setattr(capture_module, "REOPEN_FIRST_S", 0.01)
+    opener = source(Scripted(100, live=True, script={5: LOST}), Scripted(10, live=True))
+    running = rig({"a": opener}, configs={"a": moving()})
+    running.wait(lambda: ("a", "offline", "ended") in running.changes)
+    running.wait(lambda: running.lanes["a"].stream.last_frame_id == 6)
+    results = {r["frame_id"]: r["still"] for r in running.results}
+    assert results[6] == 4, "the first after the loss, after four still ones"
+    assert running.lanes["a"].capture.still == 4 + 9
+
+
+def test_still_frames_give_their_memory_back(rig):
+    seen = set()
+
+    class Watching(Scripted):
+        def read(self, buffer):
+            pixels = super().read(buffer)
+            seen.add(id(pixels))
+            return pixels
+
+    running = rig({"a": source(Watching(300, live=True))}, configs={"a": moving()})
+    running.wait(lambda: ("a", "offline", "ended") in running.changes)
+    assert running.lanes["a"].capture.still == 299
+    assert len(seen) <= FrameBuffers.COUNT
+
+
+def test_a_fast_camera_does_not_starve_a_slow_one(rig):
+    """The engine is the bottleneck: the fast one would take it all."""
+
+    class Slow(FakeCamera):
+        def read(self, buffer):
+            time.sleep(0.05)
+            return super().read(buffer)
+
+    class Fast(FakeCamera):
+        def read(self, buffer):
+            time.sleep(0.001)
+            return super().read(buffer)
+
+    cameras = {"slow": source(Slow(12, live=True)), "fast": source(Fast(10**6, live=True))}
+    running = rig(cameras, FakeEngine(invoke_s=0.01))
+    running.wait(lambda: ("slow", "offline", "ended") in running.changes)
+    running.wait(lambda: running.lanes["slow"].stream.last_frame_id == 12)
+    mine = [r for r in running.results if r["camera"] == "slow"]
+    assert sum(r["dropped"] for r in mine) <= 2, "a busy machine may delay the engine itself"
+    assert running.lanes["fast"].stream.processed > 12
 
 
 def test_a_failing_stage_stops_the_pipeline_and_says_why(rig):

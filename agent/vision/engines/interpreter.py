@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agent.errors import ModelError
-from agent.vision.engines import Tensor, TensorSpec
+from agent.vision.engines import DelegateError, Tensor, TensorSpec, Wish
+from agent.vision.engines.delegates import Delegate, first_line, refused_model, took_nothing
 from agent.vision.tflite_file import EDGETPU_CUSTOM_OP
-
-EDGETPU_LIBRARY = "libedgetpu.so.1"
 
 
 class InterpreterEngine:
     """An allocated interpreter that has run once, so that all its shapes are known."""
 
     def __init__(
-        self, interpreter: Any, *, runtime: str, accelerator: str, reason: str | None
+        self,
+        interpreter: Any,
+        *,
+        runtime: str,
+        accelerator: str,
+        reason: str | None,
+        threads: int,
+        delegated: tuple[int, int] | None = None,
     ) -> None:
         self._interpreter = interpreter
+        self.threads = threads
         self.runtime = runtime
         self.accelerator = accelerator
         self.reason = reason
+        self.delegated = delegated
         self.inputs = tuple(_spec(detail) for detail in interpreter.get_input_details())
+        self._input_indices = tuple(spec.index for spec in self.inputs)
+        self._fill_inputs()
         started = time.monotonic()
         interpreter.invoke()  # outputs of custom operators have no shape before the first run
         self.first_invoke_s = time.monotonic() - started
         self.outputs = tuple(_spec(detail) for detail in interpreter.get_output_details())
-        self._input_index = self.inputs[0].index if self.inputs else -1
         self._output_indices = tuple(spec.index for spec in self.outputs)
 
-    def load_input(self, tensor: Tensor) -> None:
-        """Copy into input 0. The view must not outlive the call: `invoke` refuses to run then."""
-        np.copyto(self._interpreter.tensor(self._input_index)(), tensor)
+    def _fill_inputs(self) -> None:
+        """Write real zeros: what lies there differs from run to run, and may be NaN."""
+        for spec in self.inputs:
+            if spec.dtype.kind in "iuf":
+                np.copyto(self._interpreter.tensor(spec.index)(), spec.dtype.type(spec.zero_point))
+
+    def load_input(self, tensor: Tensor, position: int = 0) -> None:
+        """Copy into an input. The view must not outlive the call: `invoke` refuses to run then."""
+        np.copyto(self._interpreter.tensor(self._input_indices[position])(), tensor)
 
     def invoke(self) -> None:
         """Run the network."""
-        self._interpreter.invoke()
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            if self.delegated is None:
+                raise
+            raise DelegateError(
+                f"{self.accelerator} failed at work: {first_line(str(error))}", fault="failed"
+            ) from error
 
     def read_outputs(self, into: Sequence[Tensor]) -> None:
         """Copy all outputs out."""
@@ -64,95 +84,126 @@ def _spec(detail: dict[str, Any]) -> TensorSpec:
 
 def open_interpreter(
     model: bytes,
+    wish: Wish,
     *,
-    accelerator: str,
-    threads: int,
     runtime: str,
     interpreter_class: Callable[..., Any],
-    load_delegate: Callable[..., Any],
     without_xnnpack: object,
 ) -> InterpreterEngine:
     """Build an interpreter with the wanted delegate; see `open_engine`."""
 
-    def build(**options: Any) -> Any:
-        interpreter = interpreter_class(model_content=model, num_threads=threads, **options)
-        interpreter.allocate_tensors()
-        return interpreter
+    def build(*, xnnpack: bool, delegate: Delegate | None) -> Any:
+        options: dict[str, Any] = {}
+        if not xnnpack:
+            options["experimental_op_resolver_type"] = without_xnnpack
+        if delegate is not None:
+            options["experimental_delegates"] = [delegate]
+        return interpreter_class(model_content=model, num_threads=wish.threads, **options)
 
-    reason = None
+    open_on = _open_on_processor if wish.accelerator == "cpu" else _open_on_delegate
     try:
-        if accelerator in ("auto", "cpu"):
-            try:
-                interpreter = build()
-            except RuntimeError as error:
-                if "xnnpack" not in str(error).lower():
-                    raise
-                # Seen with a quantized pad of -inf: plain kernels run what XNNPACK cannot prepare.
-                interpreter = build(experimental_op_resolver_type=without_xnnpack)
-                reason = f"XNNPACK cannot prepare this model ({_first_line(error)})"
-            name = "cpu:xnnpack" if _is_delegated(interpreter) else "cpu"
-        else:
-            library, options = _delegate_of(accelerator)
-            delegate = _load(load_delegate, library, options, accelerator)
-            interpreter = build(
-                experimental_delegates=[delegate], experimental_op_resolver_type=without_xnnpack
-            )
-            name = accelerator
-            if not _is_delegated(interpreter):
-                name, reason = "cpu", f"{library} took no operator of this model"
-        return InterpreterEngine(interpreter, runtime=runtime, accelerator=name, reason=reason)
-    except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
+        return open_on(build, wish, runtime)
+    except MemoryError as error:  # without a text
+        raise ModelError("the model needs more memory than there is") from error
+    except (RuntimeError, ValueError, OverflowError) as error:
         raise ModelError(_explain(str(error), runtime)) from error
 
 
-def _is_delegated(interpreter: Any) -> bool:
-    """Return whether a delegate took any operator; asked of the graph, never assumed.
+def _open_on_processor(build: Callable[..., Any], wish: Wish, runtime: str) -> InterpreterEngine:
+    interpreter, (taken, _), reason = _allocate(build, wish)
+    return InterpreterEngine(
+        interpreter,
+        runtime=runtime,
+        accelerator="cpu:xnnpack" if taken else "cpu",
+        reason=reason,
+        threads=wish.threads,
+    )
 
-    tflite-runtime 2.14 leaves quantized graphs to plain kernels though it has XNNPACK.
+
+def _open_on_delegate(build: Callable[..., Any], wish: Wish, runtime: str) -> InterpreterEngine:
+    """Give the delegate what it takes, and the rest of the graph to the processor.
+
+    Raises:
+        DelegateError: whatever goes wrong with the delegate; the model may be well.
     """
-    details: list[dict[str, Any]] = getattr(interpreter, "_get_ops_details", list)()
-    return any(operator.get("op_name") == "DELEGATE" for operator in details)
-
-
-def _delegate_of(accelerator: str) -> tuple[str, dict[str, str]]:
-    """Return (library, options) of "edgetpu[:usb:N|:pci:N]" or "delegate:/path/lib.so"."""
-    kind, _, rest = accelerator.partition(":")
-    if kind == "delegate":
-        return rest, {}
-    # Device names as libedgetpu takes them: "usb", "usb:0", "pci:1".
-    return EDGETPU_LIBRARY, {"device": rest} if rest else {}
-
-
-def _load(
-    load_delegate: Callable[..., Any], library: str, options: dict[str, str], accelerator: str
-) -> Any:
+    delegate = Delegate(wish.accelerator, wish.delegate_options)
     try:
-        ctypes.CDLL(library)  # first, because a Delegate that fails on this complains again later
-        return load_delegate(library, options)
-    except OSError as error:
-        hint = (
-            "install Google's libedgetpu1-std"
-            if library == EDGETPU_LIBRARY
-            else "check the path and its dependencies with `ldd`"
-            if Path(library).exists()
-            else "there is no such file"
+        interpreter, taken, reason = _allocate(build, wish, delegate)
+        if not taken[0]:
+            raise took_nothing(delegate)
+        return InterpreterEngine(
+            interpreter,
+            runtime=runtime,
+            accelerator=delegate.name,
+            reason=reason,
+            threads=wish.threads,
+            delegated=taken,
         )
-        raise ModelError(
-            f'accelerator = "{accelerator}": {library} cannot be loaded: {hint}'
-        ) from error
-    except ValueError as error:
-        raise ModelError(
-            f'accelerator = "{accelerator}": {library} refused to start: {_first_line(error)}; '
-            "is the device plugged in and free?"
-        ) from error
+    except RuntimeError as error:
+        raise refused_model(delegate, str(error)) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _allocate(
+    build: Callable[..., Any], wish: Wish, delegate: Delegate | None = None
+) -> tuple[Any, tuple[int, int], str | None]:
+    """Return an allocated interpreter, what `delegate` (else XNNPACK) took of it, and a reason.
+
+    Plain kernels run what XNNPACK cannot prepare; seen with a quantized pad of -inf.
+    """
+
+    def allocate(*, xnnpack: bool) -> tuple[Any, tuple[int, int]]:
+        interpreter = build(xnnpack=xnnpack, delegate=delegate)
+        taken = _operators_taken(interpreter)  # XNNPACK takes its part in `allocate_tensors`
+        interpreter.allocate_tensors()
+        return interpreter, _operators_taken(interpreter) if delegate is None else taken
+
+    reason = None
+    if wish.xnnpack:
+        try:
+            return *allocate(xnnpack=True), None
+        except RuntimeError as error:
+            if not _is_about_xnnpack(error):
+                raise
+            reason = f"XNNPACK cannot prepare this model ({first_line(str(error))})"
+    return *allocate(xnnpack=False), reason
+
+
+def _is_about_xnnpack(error: RuntimeError) -> bool:
+    """Return whether XNNPACK is to blame; tflite-runtime calls it the default delegate."""
+    text = str(error).lower()
+    return "xnnpack" in text or "default tensorflow lite delegate" in text
+
+
+def _operators_taken(interpreter: Any) -> tuple[int, int]:
+    """Return how many of the model's operators delegates run, and how many there are.
+
+    Asked of the graph, never assumed: tflite-runtime 2.14 leaves quantized graphs to plain
+    kernels though it has XNNPACK. Delegates append nodes of their own to the model's, and
+    run all that lies between such a node's outputs and its inputs.
+    """
+    nodes: list[dict[str, Any]] = getattr(interpreter, "_get_ops_details", list)()
+    own = [node for node in nodes if node["op_name"] != "DELEGATE"]
+    makers = {int(made): at for at, node in enumerate(own) for made in node["outputs"]}
+    taken: set[int] = set()
+    for node in nodes:
+        if node["op_name"] != "DELEGATE":
+            continue
+        ends = {int(tensor) for tensor in node["inputs"]}
+        open_ends = [int(tensor) for tensor in node["outputs"]]
+        while open_ends:
+            tensor = open_ends.pop()
+            maker = makers.get(tensor)
+            if tensor in ends or maker is None or maker in taken:
+                continue
+            taken.add(maker)
+            open_ends += [int(read) for read in own[maker]["inputs"]]
+    return len(taken), len(own)
 
 
 def _explain(error: str, runtime: str) -> str:
-    first = (error.strip().splitlines() or ["no reason given"])[0]
+    first = (
+        error.strip().splitlines() or ["it gave no reason, as for tensors larger than memory"]
+    )[0]
     if EDGETPU_CUSTOM_OP in error:
         return (
             "the model is compiled for the Edge TPU: use the uncompiled model, or a Coral with "

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from ai_edge_litert.interpreter import Interpreter, OpResolverType, load_delegate
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from agent.vision.engines import Engine
+from agent.vision.engines import Engine, Wish
 from agent.vision.engines.interpreter import open_interpreter
 
 
-def open_litert(model: bytes, *, accelerator: str, threads: int) -> Engine:
+def open_litert(model: bytes, wish: Wish) -> Engine:
     """Load model bytes with LiteRT; see `open_engine`."""
     return open_interpreter(
         model,
-        accelerator=accelerator,
-        threads=threads,
+        wish,
         runtime=f"litert {version('ai-edge-litert')}",
         interpreter_class=Interpreter,
-        load_delegate=load_delegate,
         without_xnnpack=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )

@@ -1,113 +1,263 @@
-"""Ultralytics YOLO exports with one output tensor: YOLOv5 and YOLOv8/v11.
+"""YOLO exports with one output tensor: every candidate's box and scores in one row or column.
 
-Both look at the stored numbers first: a candidate is dequantized only when its best score
-can pass, so thousands of candidates cost two passes over small integers.
+`yolov8` (v8, v9, v11, v12, and v5u): box, then one score per class, one candidate per cell.
+`yolov5` (v5, v7; v6 and YOLOX as one candidate per cell): an objectness between the two.
+Stored numbers are compared first and only candidates that can pass are dequantized, so
+thousands of candidates cost a pass or two over small integers.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.vision.heads import Boxes, nms, top_scores
+from agent.errors import ModelError
+from agent.vision.heads import Boxes, Decode, Found, Limits, Look, select_boxes
+from agent.vision.heads.anchors import strides_of
+from agent.vision.heads.evidence import (
+    COCO_CLASSES,
+    BoxForm,
+    are_logits,
+    box_form,
+    box_unit,
+    known_class_counts,
+)
+from agent.vision.heads.quantized import (
+    F32,
+    as_fractions,
+    best_classes,
+    hold_numbers,
+    sigmoid,
+    to_real,
+    to_stored,
+)
 
-# Candidates that go into suppression; the best ones, as Ultralytics' max_nms bounds them.
-MAX_CANDIDATES = 1000
+# Priors per cell of YOLOv5 and YOLOv7: models/yolov5s.yaml.
+PRIORS = 3
+# A probability stored in coarser steps cannot be compared with a threshold.
+COARSEST_STEP = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """One way to read the tensor."""
+
+    kind: Literal["yolov5", "yolov8"]
+    candidates: int
+    channels: int
+    axis: int  # of the channels: 0 or 1
+    strides: tuple[int, ...] | None  # where each cell has one candidate
+
+    @property
+    def first_class(self) -> int:
+        return 4 if self.kind == "yolov8" else 5
+
+    @property
+    def class_count(self) -> int:
+        return self.channels - self.first_class
+
+
+def find_yolo(look: Look) -> Found | str | None:
+    """Tell v5 from v8 and rows from columns by the number of cells the input size implies."""
+    if [spec.shape[:-2] for spec in look.outputs] != [(1,)]:
+        return None
+    spec, wanted = look.outputs[0], look.wanted.type
+    is_told = wanted in ("yolov5", "yolov8")
+    readings = [one for one in _readings(look) if wanted in (None, one.kind)]
+    if not readings or not hold_numbers(look.outputs):
+        return None
+    if not is_told and look.file.exporter.get("task") not in (None, "detect"):
+        return None
+    first = to_real(look.first_run[0][0], spec.scale, spec.zero_point)
+    logits_of = [are_logits(look, rows[:, 4:]) for rows in (first.T, first)]
+    sound = [one for one in readings if is_told or logits_of[one.axis] is not None]
+    if not sound:
+        return (
+            f"it has the shape of {readings[0].kind}, but some of its {readings[0].class_count} "
+            "class channels hold no scores, as with rotated boxes or key points"
+        )
+    reading = _settled(look, sound)
+    if isinstance(reading, str):
+        return reading
+    rows, logits = (first.T, first)[reading.axis], logits_of[reading.axis]
+    if spec.scale > COARSEST_STEP and not logits:
+        raise ModelError(
+            f"its scores are stored in steps of {spec.scale:.2g}, too coarse to tell 0 from 1: "
+            "export it with boxes as fractions of the input, or with float output"
+        )
+    form: BoxForm | None = look.wanted.box_format
+    if form is None and reading.strides is not None:
+        form = box_form(rows[:, :4], look.image, reading.strides)
+        if form is None and reading.kind == "yolov5":
+            return (
+                "it has the shape of YOLOX or YOLOv6, but its boxes do not lie about its cells; "
+                "export YOLOX with --decode_in_inference"
+            )
+    unit = box_unit(look, spec, rows[:, :4])
+    return _found(look, reading, form or "xywh", unit, are_scores_logits=bool(logits))
+
+
+def _readings(look: Look) -> list[_Reading]:
+    """Return each way the shape could be read; the usual order of axes first."""
+    shape = look.outputs[0].shape[1:]
+    readings = []
+    for axis in (0, 1):
+        channels, count = shape[axis], shape[1 - axis]
+        strides = strides_of(count, look.image)
+        kinds: list[Literal["yolov5", "yolov8"]] = []
+        if strides is not None:
+            kinds = ["yolov8", "yolov5"]
+        elif not count % PRIORS and strides_of(count // PRIORS, look.image) is not None:
+            kinds = ["yolov5"]
+        elif look.wanted.type is not None and count > channels:  # told, so any size will do
+            kinds = ["yolov8", "yolov5"]
+        readings += [
+            _Reading(kind=kind, candidates=count, channels=channels, axis=axis, strides=strides)
+            for kind in kinds
+        ]
+    return [one for one in readings if one.class_count > 0]
+
+
+def _settled(look: Look, readings: list[_Reading]) -> _Reading | str:
+    """Choose by the number of classes the file names, else by what is usual and unambiguous.
+
+    Raises:
+        ModelError: two readings are left.
+    """
+    counts = known_class_counts(look)
+    if counts and look.wanted.type is None:
+        fitting = [one for one in readings if one.class_count in counts]
+        if not fitting:
+            room = " or ".join(str(one.class_count) for one in readings)
+            return f"the file names {min(counts)} classes, but as YOLO it has room for {room}"
+        readings = fitting
+    # Channels first is Ultralytics' own order, where one candidate per cell has no objectness.
+    usual = [one for one in readings if not one.axis and (one.kind == "yolov8" or not one.strides)]
+    of_coco = [one for one in readings if one.class_count == COCO_CLASSES]
+    for clear in (usual, readings, of_coco):
+        if len(clear) == 1:
+            return clear[0]
+    ways = " or ".join(
+        f"{one.kind} with {one.class_count} classes"
+        + (" behind an objectness" if one.kind == "yolov5" else "")
+        for one in readings
+    )
+    raise ModelError(
+        f"its output {list(look.outputs[0].shape)} could be {ways}; say which in a manifest.json "
+        'beside the model ("head": {"type": "yolov8" or "yolov5"})'
+    )
+
+
+def _found(
+    look: Look,
+    reading: _Reading,
+    form: BoxForm,
+    unit: tuple[tuple[float, float], str],
+    *,
+    are_scores_logits: bool,
+) -> Found:
+    spec = look.outputs[0]
+    decode = decode_yolov8 if reading.kind == "yolov8" else decode_yolov5
+    bound = partial(
+        decode,
+        axis=reading.axis,
+        scale=spec.scale,
+        zero_point=spec.zero_point,
+        box_unit=unit[0],
+        form=form,
+        are_logits=are_scores_logits,
+    )
+
+    def bind(limits: Limits) -> Decode:
+        return lambda tensors: bound(tensors[0][0], limits=limits)
+
+    is_ultralytics = reading.kind == "yolov8" or reading.strides is None
+    return Found(
+        kind=reading.kind,
+        task="detection",
+        class_count=reading.class_count,
+        why=f"{reading.kind} because one output holds {reading.channels} channels for "
+        f"{reading.candidates} candidates, the number a {look.image.shape[2]}x"
+        f"{look.image.shape[1]} input gives; boxes {form} {unit[1]}"
+        + ("; scores are logits" if are_scores_logits else ""),
+        bind=bind,
+        resize="letterbox",  # ultralytics/data/augment.py LetterBox
+        # ultralytics/engine/predictor.py preprocess: 0 to 1. YOLOX and YOLOv6 differ.
+        normalization=(0.0, 255.0) if is_ultralytics else None,
+    )
 
 
 def decode_yolov8(
     output: npt.NDArray[Any],
     *,
+    axis: int,
     scale: float,
     zero_point: int,
     box_unit: tuple[float, float],
-    thresholds: npt.NDArray[np.float32],
-    iou_threshold: float,
-    max_detections: int,
+    limits: Limits,
+    form: BoxForm = "xywh",
+    are_logits: bool = False,
 ) -> Boxes:
-    """Decode YOLOv8/v11: [4 + classes, candidates], channels first; no objectness.
+    """Decode boxes and class scores.
 
-    output: int8, uint8 or float32 [4 + classes, n]: rows cx, cy, w, h, then one per class
+    output: int8, uint8 or float [4 + classes, n] with axis 0, [n, 4 + classes] with axis 1:
+        the box in `form`, then one score per class
     box_unit: (width, height) that a box coordinate is divided by to be 0 to 1 of the input
-    thresholds: float32[classes]
 
     Layout: ultralytics/nn/modules/head.py Detect (boxes and sigmoid scores concatenated).
     """
-    stored_scores = output[4:]
-    best = stored_scores.max(axis=0)
-    candidates = np.flatnonzero(best >= _stored(float(thresholds.min()), scale, zero_point, best))
-    chosen = output[:, candidates]
-    class_ids = chosen[4:].argmax(axis=0)
-    values = _real(chosen, scale, zero_point)
-    scores = values[4:][class_ids, np.arange(len(candidates))]
-    return _select(
-        values[:4].T, scores, class_ids, box_unit, thresholds, iou_threshold, max_detections
+    scores = output[4:] if axis == 0 else output[:, 4:]
+    lowest = to_stored(
+        float(limits.thresholds.min()), scale, zero_point, output.dtype, are_logits=are_logits
     )
+    candidates, class_ids = best_classes(scores, lowest, axis=axis)
+    rows = output[:, candidates].T if axis == 0 else output[candidates]
+    best = to_real(rows[np.arange(len(rows)), 4 + class_ids], scale, zero_point)
+    xyxy = to_corners(to_real(rows[:, :4], scale, zero_point), form, box_unit)
+    return select_boxes(xyxy, sigmoid(best) if are_logits else best, class_ids, limits)
 
 
 def decode_yolov5(
     output: npt.NDArray[Any],
     *,
+    axis: int,
     scale: float,
     zero_point: int,
     box_unit: tuple[float, float],
-    thresholds: npt.NDArray[np.float32],
-    iou_threshold: float,
-    max_detections: int,
+    limits: Limits,
+    form: BoxForm = "xywh",
+    are_logits: bool = False,
 ) -> Boxes:
-    """Decode YOLOv5: [candidates, 5 + classes]; score = objectness * class.
+    """Decode boxes, objectness and class scores; score = objectness * class.
 
-    output: int8, uint8 or float32 [n, 5 + classes]: cx, cy, w, h, objectness, then the classes.
-    The rest as `decode_yolov8`. Layout: ultralytics/yolov5 models/yolo.py Detect.
+    output: int8, uint8 or float [5 + classes, n] with axis 0, [n, 5 + classes] with axis 1:
+        the box in `form`, objectness, then the classes. The rest as `decode_yolov8`.
+
+    Layout: ultralytics/yolov5 models/yolo.py Detect; YOLOX yolox/models/yolo_head.py.
     """
-    objectness = output[:, 4]
-    lowest = _stored(float(thresholds.min()), scale, zero_point, objectness)
-    values = _real(output[np.flatnonzero(objectness >= lowest)], scale, zero_point)
-    class_ids = values[:, 5:].argmax(axis=1)
-    scores = values[:, 4] * values[np.arange(len(values)), 5 + class_ids]
-    return _select(
-        values[:, :4], scores, class_ids, box_unit, thresholds, iou_threshold, max_detections
+    objectness = output[4] if axis == 0 else output[:, 4]
+    lowest = to_stored(
+        float(limits.thresholds.min()), scale, zero_point, output.dtype, are_logits=are_logits
     )
+    candidates = np.flatnonzero(objectness >= lowest)
+    stored = output[:, candidates].T if axis == 0 else output[candidates]
+    rows = to_real(stored, scale, zero_point)
+    class_ids = rows[:, 5:].argmax(axis=1)
+    both = np.stack([rows[:, 4], rows[np.arange(len(rows)), 5 + class_ids]])
+    scores = (sigmoid(both) if are_logits else both).prod(axis=0)
+    return select_boxes(to_corners(rows[:, :4], form, box_unit), scores, class_ids, limits)
 
 
-def _stored(real: float, scale: float, zero_point: int, like: npt.NDArray[Any]) -> float:
-    """Return the real threshold in the tensor's own numbers."""
-    if np.issubdtype(like.dtype, np.floating):
-        return real
-    return real / scale + zero_point - 1e-6  # the float of an exact step must not exclude it
-
-
-def _real(stored: npt.NDArray[Any], scale: float, zero_point: int) -> npt.NDArray[np.float32]:
-    if np.issubdtype(stored.dtype, np.floating):
-        return stored.astype(np.float32)
-    real: npt.NDArray[np.float32] = stored.astype(np.float32)
-    real -= np.float32(zero_point)
-    real *= np.float32(scale)
-    return real
-
-
-def _select(
-    xywh: npt.NDArray[np.float32],
-    scores: npt.NDArray[np.float32],
-    class_ids: npt.NDArray[np.intp],
-    box_unit: tuple[float, float],
-    thresholds: npt.NDArray[np.float32],
-    iou_threshold: float,
-    max_detections: int,
-) -> Boxes:
-    """Apply the class thresholds, suppress, and return the best as xyxy of the input."""
-    good = (scores >= thresholds[class_ids]) & np.isfinite(scores) & np.isfinite(xywh).all(axis=1)
-    passing = np.flatnonzero(good)
-    order = passing[top_scores(scores[passing], MAX_CANDIDATES)]
-    unit = np.array([*box_unit, *box_unit], np.float32)
-    centre_size = xywh[order] / unit
-    half = centre_size[:, 2:] / 2
-    xyxy = np.concatenate([centre_size[:, :2] - half, centre_size[:, :2] + half], axis=1)
-    kept = nms(xyxy, class_ids[order], iou_threshold=iou_threshold, limit=max_detections)
-    return Boxes(
-        xyxy_norm=xyxy[kept],
-        scores=np.clip(scores[order][kept], 0, 1),
-        class_ids=class_ids[order][kept],
-    )
+def to_corners(boxes: F32, form: BoxForm, unit: tuple[float, float]) -> F32:
+    """Return float32[n, 4] xmin, ymin, xmax, ymax, 0 to 1 of the input, of boxes in any form."""
+    if form == "yxyx":
+        boxes = boxes[:, [1, 0, 3, 2]]
+    boxes = as_fractions(boxes, unit)
+    if form != "xywh":
+        return boxes
+    half = boxes[:, 2:] * np.float32(0.5)
+    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)

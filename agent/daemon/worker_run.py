@@ -1,0 +1,72 @@
+"""One worker's life as its parent sees it: a process, our end of its link, its last words."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import agent
+from agent.link import Failed, FromWorker, Inbox
+
+log = logging.getLogger(__name__)
+
+# As `-m agent.vision.worker`, but this very package comes first on the path, and not the current
+# folder with whatever modules lie there.
+WORKER = "import sys; sys.path[0] = sys.argv.pop(1); from agent.vision.worker import main; main()"
+COMMAND = [sys.executable, "-c", WORKER, str(Path(agent.__file__).parent.parent)]
+
+
+def spawn_worker(worker_end: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a worker process on its end of a link."""
+    descriptor = worker_end.fileno()
+    return subprocess.Popen(
+        [*COMMAND, str(descriptor)],
+        pass_fds=[descriptor],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # the terminal's Ctrl-C is for us; we end the worker
+    )
+
+
+@dataclass(slots=True)
+class WorkerRun:
+    """One worker, from its start to its end."""
+
+    process: subprocess.Popen[bytes]
+    link: socket.socket
+    inbox: Inbox[FromWorker]
+    started_at: float
+    heard_at: float
+    failure: Failed | None = None
+    has_progressed: bool = False
+    replaced_by: float | None = None  # when it is killed if it has not ended as asked
+
+    def obituary(self, *, is_starting: bool) -> tuple[str, str]:
+        """Say why a worker that closed its link has ended: (code, reason)."""
+        try:
+            code = self.process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            return "worker", "worker closed its link but did not end; killed"
+        if self.failure is not None:
+            return self.failure.code, self.failure.reason
+        if code >= 0:
+            return "worker", f"worker ended with exit code {code}"
+        name = signal.Signals(-code).name
+        if is_starting and -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
+            return "model", f"the runtime crashed ({name}) while loading the model"
+        return "worker", f"worker died of {name}"
+
+    def end(self) -> None:
+        """Kill the process if it still runs, and close the link."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.link.close()
+        try:
+            self.process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            # Stuck in the kernel: nothing ends it but the driver; leave it and go on.
+            log.error("worker cannot be killed pid=%d", self.process.pid)  # noqa: TRY400

@@ -1,0 +1,72 @@
+"""What a process that tries a model may use. Set by the child on itself; none of it can be undone.
+
+A limit that is reached ends the child or makes a call in it fail. Both become a sentence with
+whoever started it, and nothing else on the board notices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import resource
+import signal
+from pathlib import Path
+
+from agent.trial_words import MAX_ANSWER_BYTES, TrialRequest
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+NICE = 5  # a model that is being tried stands behind one that works
+OOM_FIRST = b"1000"  # proc_pid_oom_score_adj(5): the highest; whoever must go, it is this one
+MAX_FILES = 256  # a dozen are in use; USB devices and caches of delegates open a few more
+# Of the memory that is available, the most a model may take. The rest keeps the board alive.
+MEMORY_SHARE = 0.75
+# Addresses that are reserved and hardly touched: stacks and allocator arenas of four interpreter
+# threads took 276 MiB on x86-64, glibc 2.36.
+RESERVED_BYTES = 512 << 20
+
+
+def confine(request: TrialRequest) -> None:
+    """Set every limit but that of memory; the first thing the child does."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_NOFILE, MAX_FILES)
+    if not request.probe:  # delegates keep compiled models in files
+        _limit(resource.RLIMIT_FSIZE, MAX_ANSWER_BYTES)
+    # Whoever started it keeps the time; this ends a child that nobody waits for any more.
+    threads = max(request.model.threads, request.most_threads, 1)
+    _limit(resource.RLIMIT_CPU, math.ceil(request.limit_s * threads))
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_bytes(OOM_FIRST)
+
+
+def confine_memory() -> None:
+    """Limit memory, relative to what our own libraries have mapped: call it after importing them.
+
+    RLIMIT_AS counts addresses, as the kernel has no limit on memory in use for one process.
+    """
+    mapped_bytes = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
+    model_bytes = int(MEMORY_SHARE * _available_bytes())
+    _limit(resource.RLIMIT_AS, mapped_bytes + RESERVED_BYTES + model_bytes)
+
+
+def _available_bytes() -> int:
+    """Return MemAvailable of proc_meminfo(5), which is in KiB."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) << 10
+    return 0
+
+
+def _limit(kind: int, value: int) -> None:
+    """Lower a limit; one that is lower already stays."""
+    _, most = resource.getrlimit(kind)
+    if most != resource.RLIM_INFINITY:
+        value = min(value, most)
+    # Bounded by what a C long holds on 32-bit boards.
+    value = min(value, ctypes.c_ulong(-1).value >> 1)
+    resource.setrlimit(kind, (value, value))

@@ -1,0 +1,144 @@
+"""Delegates that abort, hang, vanish and come back, under the daemon with a subscriber watching.
+
+The plug-in takes the default model's RESHAPE operators and computes them right, so its results
+stay what they are until it misbehaves.
+"""
+
+import time
+from itertools import pairwise
+
+import pytest
+from harness import config_text
+from plugins import build_plugin
+
+ON_DELEGATE = "delegate:libtestdelegate.so"
+CAMERA = "loop = true\nfps = 15\nrealtime = true"
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    return build_plugin(tmp_path_factory.mktemp("plugin"))
+
+
+def config(broker, plugin, tmp_path, **options):
+    shown = ", ".join(f'{name} = "{value}"' for name, value in options.items())
+    model = f'accelerator = "delegate:{plugin}"\ndelegate_options = {{ {shown} }}'
+    return config_text(broker.port, camera=CAMERA, model=model, state_dir=tmp_path / "state")
+
+
+def arrivals(subscriber, since=0.0):
+    return [
+        message.at
+        for message in list(subscriber.messages)
+        if message.topic.endswith("/detections") and message.at >= since
+    ]
+
+
+def longest_gap_s(subscriber, since=0.0):
+    times = arrivals(subscriber, since)
+    return max(after - before for before, after in pairwise(times))
+
+
+def used(subscriber, count=1):
+    """The accelerators of the last results, as a set."""
+    return {result["accelerator"] for result in subscriber.results()[-count:]}
+
+
+def assert_nothing_is_missing(subscriber):
+    seqs = [result["seq"] for result in subscriber.results()]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_a_delegate_that_aborts_three_times_rests_and_comes_back(
+    broker, subscriber, run_agent, plugin, tmp_path
+):
+    fault = tmp_path / "fault"
+    agent = run_agent(
+        config(broker, plugin, tmp_path, mode="abort", after="40", misbehave_file=fault)
+    )
+    subscriber.wait_results(45)
+    assert used(subscriber) == {ON_DELEGATE}
+    fault.touch()  # from now on each worker dies after 40 runs
+    since = time.time()
+    subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=60)
+    status = subscriber.wait(
+        lambda: (
+            (s := subscriber.last("board-1/status"))
+            and s["accelerator"]["used"] == "cpu:xnnpack"
+            and s
+        )
+    )
+    assert status["accelerator"]["wanted"] == f"delegate:{plugin}"
+    assert "died 3 times in 5 minutes" in status["accelerator"]["reason"]
+    assert [p["code"] for p in status["health"]] == ["accelerator"]
+    subscriber.wait_results(len(subscriber.results()) + 30)
+    assert longest_gap_s(subscriber, since) <= 3.0
+    fault.unlink()  # mended: a probe finds out
+    subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=60)
+    status = subscriber.wait(
+        lambda: (s := subscriber.last("board-1/status")) and not s["health"] and s
+    )
+    assert status["accelerator"]["reason"] is None
+    assert longest_gap_s(subscriber, since) <= 3.0
+    assert_nothing_is_missing(subscriber)
+    assert agent.process.poll() is None
+    telemetry = subscriber.wait(
+        lambda: (t := subscriber.last("/telemetry")) and t["worker_restarts"] == 4 and t
+    )
+    assert telemetry["processes"]["control"]["pid"] == agent.process.pid
+
+
+def test_a_device_that_is_pulled_out_and_plugged_in_again(
+    broker, subscriber, run_agent, plugin, tmp_path
+):
+    pulled = tmp_path / "pulled"
+    agent = run_agent(config(broker, plugin, tmp_path, mode="gone", misbehave_file=pulled))
+    subscriber.wait_results(20)
+    assert used(subscriber) == {ON_DELEGATE}
+    pulled.touch()
+    since = time.time()
+    subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=30)
+    subscriber.wait_results(len(subscriber.results()) + 10)
+    assert longest_gap_s(subscriber, since) <= 3.0
+    pulled.unlink()
+    subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=60)
+    assert_nothing_is_missing(subscriber)
+    assert agent.process.poll() is None
+
+
+def test_a_delegate_that_hangs_is_killed(broker, subscriber, run_agent, plugin, tmp_path):
+    fault = tmp_path / "fault"
+    agent = run_agent(config(broker, plugin, tmp_path, mode="hang", misbehave_file=fault))
+    subscriber.wait_results(20)
+    first = agent.worker().pid
+    fault.touch()
+    since = time.time()
+    subscriber.wait(lambda: agent.worker().pid != first, timeout_s=30)
+    fault.unlink()
+    assert 9.0 < time.time() - since < 14.0
+    subscriber.wait(lambda: arrivals(subscriber, since + 9.0), timeout_s=30)
+    assert longest_gap_s(subscriber, since - 5.0) <= 15.0
+    assert "stage inference stuck" in agent.log
+    assert_nothing_is_missing(subscriber)
+    assert agent.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"mode": "none"}, "took no operator"),
+        ({"mode": "no_create", "message": "no such chip"}, "no such chip"),
+        ({"mode": "abort"}, "SIGABRT"),
+        ({"mode": "crash_prepare"}, "SIGSEGV"),
+    ],
+)
+def test_a_delegate_that_never_works_leaves_the_processor(
+    broker, subscriber, run_agent, plugin, tmp_path, options, sentence
+):
+    agent = run_agent(config(broker, plugin, tmp_path, **options))
+    subscriber.wait_results(5)
+    assert used(subscriber, 5) == {"cpu:xnnpack"}
+    status = subscriber.last("board-1/status")
+    assert sentence in status["accelerator"]["reason"]
+    assert agent.process.poll() is None
+    assert "worker down" not in agent.log, "a child found out, not the worker"
