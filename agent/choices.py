@@ -8,9 +8,13 @@ records and one small file; measuring is `agent.vision.trial`'s work.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
 import re
+import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +29,10 @@ CHOICES_FILE = "choices.json"  # in the state directory
 MAX_CHOICES = 64
 # 64 choices of 64 KiB; one with a dozen candidates is 2 KiB.
 MAX_FILE_BYTES = 4 << 20
+# A clock that was set right since may have been this far ahead; a date beyond is damage.
+AHEAD_S = 86_400.0
+# Writing takes milliseconds, seconds on a worn SD card. The daemon's main loop waits, so not long.
+LOCK_WITHIN_S, LOCK_POLL_S = 1.0, 0.01
 # XNNPACK gains little beyond four threads on the quad-core boards this is for.
 MOST_THREADS = 4
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -106,34 +114,97 @@ def _threads(number: int) -> str:
 
 
 def read_choices(path: Path) -> dict[str, Choice]:
-    """Read what was remembered; a file that cannot be used is logged and counts as empty."""
+    """Read what was remembered.
+
+    A file that cannot be used is logged and counts as empty; so is a record, but for the others.
+    """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise ValueError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-        choices = msgspec.json.decode(data, type=dict[str, Choice])
+        records = msgspec.json.decode(_read_file(path), type=dict[str, msgspec.Raw])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         reason = error.strerror if isinstance(error, OSError) else error
         log.warning("choices not read path=%s reason=%s; models are measured anew", path, reason)
         return {}
-    return _newest({key: choice for key, choice in choices.items() if _KEY.fullmatch(key)})
+    decoded = {key: _decode(key, record) for key, record in records.items()}
+    choices = {key: one for key, one in decoded.items() if isinstance(one, Choice)}
+    reasons = [one for one in decoded.values() if isinstance(one, Exception)]
+    if reasons:
+        text = "choices dropped path=%s number=%d of=%d reason=%s; these are measured anew"
+        log.warning(text, path, len(reasons), len(records), reasons[0])
+    return newest(choices)
 
 
-def write_choices(path: Path, choices: Mapping[str, Choice]) -> None:
-    """Replace the file by the newest MAX_CHOICES; whoever reads sees the old one or the new one.
+def _read_file(path: Path) -> bytes:
+    """Return a bounded file's content; a pipe in its place does not block, but is refused."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+    return data
+
+
+def _decode(key: str, record: msgspec.Raw) -> Choice | Exception:
+    """Return one record, or why not; a date to come is no date, or it would outlive all others."""
+    if not _KEY.fullmatch(key):
+        return ValueError("a key is no hash")
+    try:
+        choice = msgspec.json.decode(record, type=Choice)
+    except (ValueError, RecursionError) as error:
+        return error
+    if choice.measured_at > time.time() + AHEAD_S:
+        return msgspec.structs.replace(choice, measured_at=0.0)
+    return choice
+
+
+def add_choices(path: Path, choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """Write choices beside those in the file, the newest MAX_CHOICES of all; return these.
+
+    Several processes may do so at once, and each may be killed at any time: none takes away what
+    another has added, and whoever reads sees a whole file.
 
     Raises:
         OSError: the folder or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One name per process: a command may write while the daemon does.
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with unfinished.open("wb") as file:
-            file.write(msgspec.json.encode(_newest(choices)))
+        _lock(folder)
+        kept = newest(read_choices(path), choices)
+        _replace(path, msgspec.json.encode(kept))
+        os.fsync(folder)  # the rename is on disk only once its folder is
+    finally:
+        os.close(folder)  # and unlocked
+    return kept
+
+
+def _lock(folder: int) -> None:
+    """Wait for the folder's flock(2), which the kernel takes from a process that ends."""
+    deadline = time.monotonic() + LOCK_WITHIN_S
+    while not _try_lock(folder):
+        if time.monotonic() > deadline:
+            raise OSError(errno.EAGAIN, "another process has it locked")
+        time.sleep(LOCK_POLL_S)
+
+
+def _try_lock(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Put a file in the place of another, at once and whole; the folder is locked meanwhile."""
+    unfinished = path.with_name(f"{path.name}.new")
+    try:
+        # Of a process that was killed, perhaps another user's. Not written through, but removed.
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -141,14 +212,14 @@ def write_choices(path: Path, choices: Mapping[str, Choice]) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
-    # The rename is on disk only once its folder is.
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
-def _newest(choices: Mapping[str, Choice]) -> dict[str, Choice]:
-    by_age = sorted(choices.items(), key=lambda item: item[1].measured_at, reverse=True)
+def newest(*several: Mapping[str, Choice]) -> dict[str, Choice]:
+    """Return the newest MAX_CHOICES of all, and of each key the newest; the later at a tie."""
+    merged: dict[str, Choice] = {}
+    for choices in several:
+        for key, choice in choices.items():
+            if key not in merged or choice.measured_at >= merged[key].measured_at:
+                merged[key] = choice
+    by_age = sorted(merged.items(), key=lambda item: item[1].measured_at, reverse=True)
     return dict(by_age[:MAX_CHOICES])

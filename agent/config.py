@@ -85,7 +85,7 @@ class SecondStage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 4
     budget_ms: Annotated[
         Annotated[float, Meta(gt=0, le=60000.0)],
-        help_text("per frame; no further crop is begun that would exceed it"),
+        help_text("of this stage per frame; no further crop is begun that would exceed it"),
     ] = 100.0
 
 
@@ -109,7 +109,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 0
     labels_file: Annotated[str, help_text("one label per line; empty: the model's own labels")] = ""
     score_threshold: Annotated[
-        Probability | None, help_text("absent: what the model's manifest says, else 0.5")
+        Probability | None, help_text("absent: what the manifest says, else what suits its kind")
     ] = None
     labels: Annotated[dict[str, Probability], help_text("thresholds for single labels")] = field(
         default_factory=dict

@@ -23,6 +23,10 @@ MAX_MESSAGE_BYTES = 1 << 20
 SOCKET_BUFFER_BYTES = 4 << 20
 
 
+# The stage that ticks while an accelerator is opened in the worker itself.
+OPENING = "opening"
+
+
 class Resume(Struct, frozen=True, kw_only=True):
     """Where a camera's counters go on, so that ids never repeat after a worker is replaced."""
 
@@ -56,8 +60,10 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     task: str
     head: str
     accelerator: str
-    is_fallback: bool  # an accelerator was wanted and may come back; `reason` says what ailed it
-    reason: str | None
+    reason: str | None  # why that is not what was wanted
+    is_accelerated: bool  # this model or one of its second stages uses an accelerator
+    # Models whose accelerator may come back, by name in [models] ("": this one), and what ails it.
+    fallbacks: dict[str, str]
     run: MeasuredRun
     first_invoke_s: float
     notes: tuple[str, ...]

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Struct
 
 import agent
-from agent.choices import Candidate
+from agent.choices import Candidate, Choice
 from agent.config import ModelConfig
 from agent.redaction import redact
 
@@ -38,9 +38,13 @@ RUN_WITHIN_S = 20.0
 # The whole child: importing libraries from a slow SD card, and a search that is short of time.
 TRIAL_WITHIN_S = 50.0
 THOROUGH_WITHIN_S = 150.0
+# How long one that measures waits for others to be done, as they would falsify each other's times:
+# three searches on a quad-core board. A wrong choice is better than a board that does nothing.
+ALONE_WITHIN_S = 30.0
 # Two dozen lines are the rule; libraries may add warnings. The child cannot write more.
 MAX_ANSWER_BYTES = 1 << 20
 PROBE_INVOKES = 20
+NO_ANSWER = "gave no answer"
 POLL_S = 0.02
 
 RuntimeName = Literal["litert", "tflite-runtime"]
@@ -52,7 +56,8 @@ class TrialRequest(Struct, frozen=True, kw_only=True):
 
     model: ModelConfig
     runtime: RuntimeName | None = None  # None: as the configuration says
-    sha256: str = ""  # of the plain model; empty: whatever lies there
+    sha256: str = ""  # of the plain model; empty: whatever lies there, compiled or not
+    edgetpu_sha256: str = ""  # of the compiled one beside it; empty: there is none
     most_threads: int = 1
     to_beat_ms: float | None = None  # what another runtime took
     is_thorough: bool = False  # measure all, and for longer
@@ -77,6 +82,11 @@ class Measured(Struct, frozen=True, kw_only=True, tag="measured"):
 class Passed(Struct, frozen=True, kw_only=True, tag="passed"):
     """From the child, last: the model can be used."""
 
+    # Of an accelerator: the choice, and what it is remembered under. That is made of the hashes of
+    # what the child has read, so it never speaks for other bytes.
+    key: str = ""
+    choice: Choice | None = None
+
 
 class Refused(Struct, frozen=True, kw_only=True, tag="refused"):
     """From the child, last: it cannot."""
@@ -95,15 +105,22 @@ class TrialAnswer(Struct, frozen=True, kw_only=True):
     refused: str | None = None
     fault: str | None = None
     is_crash: bool = False  # `refused` was concluded from how the child ended
+    key: str = ""  # with `choice`, see `Passed`
+    choice: Choice | None = None
 
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # As `-m agent.vision.trial`, but this very package comes first on the path, and not the current
-# folder with whatever modules lie there.
+# folder with whatever modules lie there. Importing those libraries takes seconds, and a child
+# that nobody waits for may hold an accelerator: so before that it is bound to its parent's life,
+# and leaves if that has ended already.
 TRIAL = (
-    "import os, sys; sys.path[0] = sys.argv.pop(1); from agent.vision.trial import main; "
+    "import ctypes, os, sys; "
+    f"ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}, 0, 0, 0); "
+    "sys.argv.pop(1) == str(os.getppid()) or os._exit(1); "
+    "sys.path[0] = sys.argv.pop(1); from agent.vision.trial import main; "
     "os._exit(main())"
 )
-COMMAND = [sys.executable, "-c", TRIAL, str(Path(agent.__file__).parent.parent)]
 
 
 @dataclass(slots=True)
@@ -179,7 +196,9 @@ def start_trial(request: TrialRequest) -> Trial:
         # json rather than msgspec: file names that are not UTF-8 are strings with lone surrogates.
         question.write(json.dumps(msgspec.to_builtins(request)).encode())
         question.seek(0)
-        process = subprocess.Popen(COMMAND, stdin=question, stdout=answers, stderr=complaints)
+        process = subprocess.Popen(
+            trial_command(os.getpid()), stdin=question, stdout=answers, stderr=complaints
+        )
     return Trial(
         request=request,
         process=process,
@@ -189,9 +208,22 @@ def start_trial(request: TrialRequest) -> Trial:
     )
 
 
+def trial_command(parent: int) -> list[str]:
+    """Return the command for a trial whose parent has this process id."""
+    return [sys.executable, "-c", TRIAL, str(parent), str(Path(agent.__file__).parent.parent)]
+
+
+def signal_name(number: int) -> str:
+    """Return "SIGSEGV", or "signal 40" for one of those that have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def explain_signal(number: int, doing: str = "", suspect: str = "the model") -> str:
     """Say why a process that loads a model was ended by this signal."""
-    name, doing = signal.Signals(number).name, doing or "loading or running it"
+    name, doing = signal_name(number), doing or "loading or running it"
     if number == signal.SIGKILL:  # the kernel's out-of-memory killer sends nothing else
         return f"{doing} was stopped from outside ({name}); is there enough memory?"
     return f"the runtime crashed ({name}) while {doing}; {suspect} is probably damaged"
@@ -216,7 +248,7 @@ def _conclude(
     candidates = tuple(reply.candidate for reply in replies if isinstance(reply, Measured))
     last = replies[-1] if replies else None
     if isinstance(last, Passed):
-        return TrialAnswer(candidates=candidates)
+        return TrialAnswer(candidates=candidates, key=last.key, choice=last.choice)
     if isinstance(last, Refused):
         return TrialAnswer(candidates=candidates, refused=redact(last.reason), fault=last.fault)
     doing = last.what if isinstance(last, Doing) else ""

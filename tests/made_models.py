@@ -31,6 +31,7 @@ TENSOR_TYPES = {
 }
 ADD, LOGISTIC, MUL, RESHAPE, SOFTMAX, CUSTOM, GATHER = 0, 14, 18, 22, 25, 32, 36
 CAST, MAXIMUM, ARG_MAX, MINIMUM, SLICE = 53, 55, 56, 57, 65
+DEQUANTIZE, QUANTIZE = 6, 114
 OPTIONS = {ADD: 11, SOFTMAX: 9, ARG_MAX: 40}  # the union `BuiltinOptions`
 THROUGH = {"logistic": LOGISTIC, "softmax": SOFTMAX, "argmax": ARG_MAX}
 
@@ -44,6 +45,7 @@ class MadeInput:
     scale: float = 0.0
     zero_point: int = 0
     name: str = "image"
+    signature: tuple[int, ...] = ()  # with -1 for sizes left open, of which `shape` has 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class MadeTensor:
     values: any shape; with `by_pixel`, [answers, *shape], of which the first pixel picks one
     through: the operator that makes the output from the values ("softmax", "logistic" of
         float32 over the last axis; "argmax" over the last axis, int64); without: the values
+    after: what then passes the numbers on, in order: "quantize" (int8 in steps of 1/256 from 0),
+        "dequantize", "cast" (to float32), "flatten" (to [1, n])
     plus: the name of a float32 input of the same shape that is added, for recurrent state
     """
 
@@ -62,6 +66,7 @@ class MadeTensor:
     zero_point: int = 0
     by_pixel: bool = False
     through: str = ""
+    after: tuple[str, ...] = ()
     plus: str = ""
 
 
@@ -90,6 +95,7 @@ class _Graph:
     operators: list = field(default_factory=list)
     codes: list = field(default_factory=list)
     buffers: list = field(default_factory=lambda: [b""])
+    signatures: dict = field(default_factory=dict)  # of tensors by number
 
     def tensor(self, name, shape, dtype, scale=0.0, zero_point=0, constant=None):
         buffer = 0
@@ -134,6 +140,7 @@ def made_model(outputs, *, inputs=(MadeInput(),), zip_files=None, description="m
             numbers += _add_ssd(graph, one, pixel)
         else:
             numbers.append(_add_output(graph, one, pixel, made_inputs))
+    graph.signatures = {made_inputs[one.name]: one.signature for one in inputs if one.signature}
     data = _serialized(graph, list(made_inputs.values()), numbers, description, metadata)
     if not zip_files:
         return data
@@ -181,7 +188,7 @@ def _picked(graph, values, pixel, scale, zero_point, *, by_pixel, name=""):
 
 def _add_output(graph, one, pixel, made_inputs):
     values = np.asarray(one.values)
-    has_more = bool(one.through or one.plus)
+    has_more = bool(one.through or one.plus or one.after)
     made = _picked(
         graph,
         values,
@@ -194,12 +201,27 @@ def _add_output(graph, one, pixel, made_inputs):
     shape = graph.tensors[made][1]
     if one.plus:
         return graph.step(ADD, [made, made_inputs[one.plus]], shape, "float32", name=one.name)
+    name = "" if one.after else one.name
     if one.through == "argmax":
         axis = graph.constant(np.array([len(shape) - 1], np.int32))
-        return graph.step(ARG_MAX, [made, axis], shape[:-1], "int64", name=one.name)
-    if one.through:
-        return graph.step(THROUGH[one.through], [made], shape, "float32", name=one.name)
+        made = graph.step(ARG_MAX, [made, axis], shape[:-1], "int64", name=name)
+    elif one.through:
+        made = graph.step(THROUGH[one.through], [made], shape, "float32", name=name)
+    for at, passing in enumerate(one.after, 1):
+        made = _passed_on(graph, made, passing, one.name if at == len(one.after) else "")
     return made
+
+
+def _passed_on(graph, made, passing, name):
+    _, shape, dtype, scale, zero_point, _ = graph.tensors[made]
+    if passing == "quantize":
+        return graph.step(QUANTIZE, [made], shape, "int8", 1 / 256, -128, name)
+    if passing == "flatten":
+        flat = (1, int(np.prod(shape)))
+        to = graph.constant(np.array(flat, np.int32))
+        return graph.step(RESHAPE, [made, to], flat, dtype, scale, zero_point, name)
+    return graph.step({"dequantize": DEQUANTIZE, "cast": CAST}[passing], [made], shape, "float32",
+                      name=name)  # fmt: skip
 
 
 def _add_ssd(graph, one, pixel):
@@ -290,7 +312,9 @@ def _serialized(graph, inputs, outputs, description, metadata=b""):
         graph.buffers.append(metadata)
     buffers = to.offsets([_buffer(to, raw) for raw in graph.buffers])
     codes = to.offsets([_operator_code(to, *one) for one in graph.codes])
-    tensors = to.offsets([_tensor(to, *one) for one in graph.tensors])
+    tensors = to.offsets(
+        [_tensor(to, *one, graph.signatures.get(at)) for at, one in enumerate(graph.tensors)]
+    )
     operators = to.offsets([_operator(to, *one) for one in graph.operators])
     ends = to.vector(inputs, np.int32), to.vector(outputs, np.int32)
     subgraph = {0: (REF, tensors), 1: (REF, ends[0]), 2: (REF, ends[1]), 3: (REF, operators)}
@@ -315,8 +339,10 @@ def _operator_code(to, code, custom):
     return to.table(4, {**name, 0: ("Int8", code), 2: ("Int32", 1), 3: ("Int32", code)})
 
 
-def _tensor(to, name, shape, dtype, scale, zero_point, buffer):
+def _tensor(to, name, shape, dtype, scale, zero_point, buffer, signature=None):
     fields = {0: (REF, to.vector(shape, np.int32)), 3: (REF, to.CreateString(name))}
+    if signature:
+        fields[7] = (REF, to.vector(signature, np.int32))
     if scale:
         scales, zeros = to.vector([scale], np.float32), to.vector([zero_point], np.int64)
         fields[4] = (REF, to.table(7, {2: (REF, scales), 3: (REF, zeros)}))

@@ -14,8 +14,8 @@ from commands import PROJECT, edge_agent
 from coral_trees import STATUS, pci, usb, write
 from plugins import build_plugin
 
-from agent import doctor
-from agent.choices import Choice, most_threads, write_choices
+from agent import doctor, trial_words
+from agent.choices import Choice, add_choices, most_threads
 from agent.config import CameraConfig, Config, DeviceConfig, ModelConfig, MqttConfig, device_id
 from agent.doctor import accelerator
 from agent.doctor.broker import round_trip
@@ -298,7 +298,7 @@ def test_way_the_model_runs_is_measured_or_remembered(tmp_path):
     key = choice_key(read_model(config.path), config, most_threads())
     runtime = "litert" if find_spec("ai_edge_litert") else "tflite-runtime"
     way = {"runtime": runtime, "xnnpack": False, "threads": 1}
-    write_choices(memory, {key: Choice(**way, invoke_ms=77.0, candidates=(), measured_at=1.0)})
+    add_choices(memory, {key: Choice(**way, invoke_ms=77.0, candidates=(), measured_at=1.0)})
     remembered = doctor.check_model(config, choices_file=memory)
     assert remembered.message.splitlines()[1] == (
         f"remembered: {runtime}, without XNNPACK, 1 thread: 77 ms"
@@ -372,6 +372,7 @@ def test_hanging_camera_is_given_up():
     ("script", "reason"),
     [
         ("kill -SEGV $$", "crashed (SIGSEGV)"),
+        ("kill -40 $$", "crashed (signal 40)"),
         ("echo broken driver >&2; exit 1", "broken driver"),
         ("exit 0", "no reason given"),
         ("echo '[]'", "no reason given"),
@@ -473,9 +474,16 @@ def test_state_dir(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     [state, _] = doctor.check_state_dir(tmp_path / "file" / "b")
     assert state.state == "warn"
+    assert state.message.endswith("cannot be written, so models are measured anew at every start")
+    assert "set device.state_dir" in state.remedy
     monkeypatch.setattr(doctor, "DISK_LOW_MIB", 1 << 60)
     [_, disk] = doctor.check_state_dir(tmp_path)
     assert disk.state == "warn"
+
+
+def test_model_may_take_as_long_as_all_its_trials():
+    trials = 3 * trial_words.TRIAL_WITHIN_S + trial_words.ALONE_WITHIN_S
+    assert trials < doctor.MODEL_LIMIT_S
 
 
 def test_memory(monkeypatch):

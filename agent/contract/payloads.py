@@ -92,6 +92,8 @@ class Pose(Struct, frozen=True, kw_only=True):
     `box` is null.
     """
 
+    label: str | None
+    class_id: Count
     score: Score
     box: Box | None
     points: list[Keypoint]
@@ -141,7 +143,9 @@ class CascadeRun(Struct, frozen=True, kw_only=True):
     model: ModelIdentity
     accelerator: str
     crops: Count
-    skipped: Annotated[int, Meta(ge=0, description="boxes left out for the budget")]
+    skipped: Annotated[
+        int, Meta(ge=0, description="boxes not looked at: over max_crops or budget_ms, or too thin")
+    ]
 
 
 class Result(Struct, frozen=True, kw_only=True):

@@ -15,9 +15,10 @@ import signal
 import socket
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.choices import CHOICES_FILE, most_threads
@@ -28,7 +29,7 @@ from agent.daemon.choice_memory import ChoiceMemory
 from agent.daemon.failover import Failover
 from agent.daemon.mqtt import MqttLink
 from agent.daemon.outbox import GapNote, Outbox, Record
-from agent.daemon.probing import AcceleratorProbe
+from agent.daemon.probing import AcceleratorProbes
 from agent.daemon.report import EngineReport, Report
 from agent.daemon.supervisor import Supervisor, stop_all
 from agent.link import Resume, Start
@@ -40,6 +41,7 @@ STOP_WORKER_WITHIN_S = 4.0
 FLUSH_WITHIN_S = 4.0
 # Reading a few directories of sysfs costs well under a millisecond.
 HOT_PLUG_LOOK_S = 2.0
+HOT_PLUG_LOOKS = 3  # a stick that is enumerated anew may be missing at one of them
 
 
 @dataclass(slots=True)
@@ -112,13 +114,15 @@ def build_engine(
 ) -> Supervisor:
     """Wire one engine: its report and its supervisor."""
     model = config.models[name] if name else config.model
+    second = {stage.model: config.models[stage.model] for stage in model.then}
+    models = {"": model, **second}
 
     def make_start(resume: dict[str, Resume], avoid: str) -> Start:
         return Start(
             device=device,
             boot_id=boot_id,
             model=model,
-            second={stage.model: config.models[stage.model] for stage in model.then},
+            second=second,
             cameras=cameras,
             resume=resume,
             avoid=avoid,
@@ -139,8 +143,8 @@ def build_engine(
     supervisor = Supervisor(
         make_start=make_start,
         listener=listener,
-        failover=Failover(model.accelerator),
-        start_probe=lambda: AcceleratorProbe(model),
+        failover=Failover(tuple(one.accelerator for one in models.values())),
+        start_probe=lambda names: AcceleratorProbes([models[one] for one in names], memory.learn),
     )
     return supervisor
 
@@ -171,14 +175,13 @@ def _supervise(daemon: Daemon, stop: _StopRequest) -> None:
     corals = HotPlug()
     with selectors.DefaultSelector() as selector:
         selector.register(stop.wake, selectors.EVENT_READ)
-        registered: dict[int, socket.socket | None] = {}
+        registered: list[socket.socket | None] = [None] * len(daemon.supervisors)
         while not stop.is_set:
             if corals.has_come(time.monotonic()):
                 for supervisor in daemon.supervisors:
                     supervisor.failover.on_plugged_in(time.monotonic())
             due_s = min(supervisor.check() for supervisor in daemon.supervisors)
-            for number, supervisor in enumerate(daemon.supervisors):
-                _follow(selector, registered, number, supervisor.link)
+            _follow(selector, registered, [one.link for one in daemon.supervisors])
             timeout = max(0.0, min(due_s, next_telemetry - time.monotonic()))
             for key, _ in selector.select(timeout):
                 if key.fileobj is stop.wake:
@@ -195,33 +198,43 @@ class HotPlug:
     """Notices Corals that are plugged in while the daemon runs."""
 
     root: Path = Path("/")
-    _known: frozenset[str] | None = None
+    _seen: deque[frozenset[str]] = field(default_factory=lambda: deque(maxlen=HOT_PLUG_LOOKS))
     _next_look: float = 0.0
 
     def has_come(self, now: float) -> bool:
-        """Return whether there is one that was not there at the last look."""
+        """Return whether there is one that was not there at the last looks.
+
+        A stick is known by its port: its number changes whenever it is enumerated anew, which
+        every probe of it may cause.
+        """
         if now < self._next_look:
             return False
         self._next_look = now + HOT_PLUG_LOOK_S
-        nodes = frozenset(coral.node for coral in find_corals(self.root))
-        known, self._known = self._known, nodes
-        return known is not None and bool(nodes - known)
+        there = frozenset(f"{coral.kind} {coral.where}" for coral in find_corals(self.root))
+        is_new = bool(self._seen) and bool(there.difference(*self._seen))
+        self._seen.append(there)
+        return is_new
 
 
 def _follow(
     selector: selectors.BaseSelector,
-    registered: dict[int, socket.socket | None],
-    number: int,
-    link: socket.socket | None,
+    registered: list[socket.socket | None],
+    links: list[socket.socket | None],
 ) -> None:
-    """Wait on the link that a supervisor has now."""
-    old = registered.get(number)
-    if link is not old:
+    """Wait on the links that the supervisors have now.
+
+    All that are gone are let go first: a new link may have the number of another's old one.
+    """
+    changed = [at for at, link in enumerate(links) if link is not registered[at]]
+    for at in changed:
+        old, registered[at] = registered[at], None
         if old is not None:
             selector.unregister(old)  # finds closed sockets as well
+    for at in changed:
+        link = links[at]
         if link is not None:
-            selector.register(link, selectors.EVENT_READ, number)
-        registered[number] = link
+            selector.register(link, selectors.EVENT_READ, at)
+            registered[at] = link
 
 
 @dataclass(slots=True)

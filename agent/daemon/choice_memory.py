@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.choices import Choice, read_choices, write_choices
+from agent.choices import Choice, add_choices, newest, read_choices
 from agent.link import Learned
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,13 @@ class ChoiceMemory:
         }
 
     def learn(self, learned: Learned) -> None:
-        """Keep one; a disk that takes nothing costs another measurement at the next start."""
-        self.choices = {**self.choices, learned.key: learned.choice}
+        """Keep one, and what another process has stored meanwhile: `edge-agent model tune`.
+
+        A disk that takes nothing costs another measurement at the next start.
+        """
+        self.choices = newest(self.choices, {learned.key: learned.choice})
         try:
-            write_choices(self._path, self.choices)
+            self.choices = add_choices(self._path, self.choices)
         except OSError as error:
             if not self._is_said:
                 log.warning("choices not kept path=%s reason=%s", self._path, error.strerror)

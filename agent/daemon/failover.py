@@ -11,6 +11,7 @@ back, and the next probe waits twice as long.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # Its worker may die this often within so many seconds; edgetpu#645: libedgetpu's abort cannot
@@ -28,28 +29,29 @@ PROVEN_S = 300.0
 
 @dataclass(slots=True)
 class Failover:
-    """One engine's accelerator."""
+    """The accelerators of one worker: its model's, and those of its second stages."""
 
-    wanted: str  # as configured
-    avoid: str = ""  # why it rests; empty: it is tried
+    wanted: tuple[str, ...]  # as configured
+    avoid: str = ""  # why they rest; empty: they are tried
+    resting: tuple[str, ...] = ()  # models that do without, by name in [models]
     _deaths: list[float] = field(default_factory=list)
     _is_used: bool = False  # by the worker that is ready now
     _returned_at: float | None = None
     _probe_at: float | None = None
     _wait_s: float = PROBE_FIRST_S
 
-    def on_ready(self, accelerator: str, *, is_fallback: bool, reason: str, now: float) -> None:
-        """A worker runs on `accelerator`; `is_fallback` with `reason` when on another one."""
-        self._is_used = not accelerator.startswith("cpu")
-        if is_fallback:
-            if not self.avoid:
-                self._rest(reason, now)
-        else:
+    def on_ready(self, *, is_accelerated: bool, fallbacks: Mapping[str, str], now: float) -> None:
+        """A worker runs; `fallbacks` are its models that had to do without, and why."""
+        self._is_used = is_accelerated
+        self.resting = tuple(fallbacks)
+        if fallbacks and not self.avoid:
+            self._rest("; ".join(dict.fromkeys(fallbacks.values())), now)
+        elif not fallbacks:
             self.avoid, self._probe_at = "", None
 
     def on_death(self, reason: str, now: float, *, was_ready: bool, is_hang: bool) -> bool:
         """A worker died unbidden; return whether the accelerator rests from now on."""
-        is_suspect = self._is_used if was_ready else self.wanted != "cpu"
+        is_suspect = self._is_used if was_ready else set(self.wanted) != {"cpu"}
         self._is_used = False
         if self.avoid or not is_suspect:
             return False
@@ -58,7 +60,8 @@ class Failover:
         if is_proven:
             self._wait_s = PROBE_FIRST_S
         count = len(self._deaths)
-        if is_proven and count < DEATHS_MOST and not (is_hang and not was_ready):
+        # A hang costs subscribers ten seconds and more: one is enough.
+        if is_proven and count < DEATHS_MOST and not is_hang:
             return False
         times = "once" if count == 1 else f"{count} times"
         self._rest(f"its worker died {times} in {WITHIN_S / 60:.0f} minutes; last: {reason}", now)
@@ -76,7 +79,8 @@ class Failover:
 
     def on_plugged_in(self, now: float) -> None:
         """A device has appeared: look at once, whatever the back-off says."""
-        if self._probe_at is not None and self.wanted.startswith(("edgetpu", "auto")):
+        is_coral = any(wanted.startswith(("edgetpu", "auto")) for wanted in self.wanted)
+        if self._probe_at is not None and is_coral:
             self._probe_at = now + SETTLE_S
 
     def on_probe(self, failure: str, now: float) -> bool:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from agent.config import ModelConfig
-from agent.trial_words import PROBE_INVOKES, Trial, TrialRequest, start_trial
+from agent.link import Learned
+from agent.trial_words import NO_ANSWER, PROBE_INVOKES, Trial, TrialRequest, start_trial
 
 
 class AcceleratorProbe:
-    """A supervisor's `Probe`."""
+    """A supervisor's `Probe` of one model.
 
-    def __init__(self, model: ModelConfig) -> None:
+    `learn` hears of a success before `poll` tells it: the worker that then takes the accelerator
+    need not have it tried once more, while nobody looks at the cameras.
+    """
+
+    def __init__(self, model: ModelConfig, learn: Callable[[Learned], None]) -> None:
+        self._learn = learn
         self._failure = ""
         self._trial: Trial | None = None
         try:
@@ -22,10 +30,44 @@ class AcceleratorProbe:
         if self._trial is None:
             return self._failure
         answer = self._trial.poll()
-        return None if answer is None else answer.refused or ""
+        if answer is None:
+            return None
+        self._trial = None
+        self._failure = answer.refused or ""
+        if answer.choice is not None:
+            self._learn(Learned(key=answer.key, choice=answer.choice))
+        elif not self._failure:
+            self._failure = NO_ANSWER
+        return self._failure
 
     def end(self) -> None:
         """Stop trying."""
         if self._trial is not None:
             self._trial.end()
             self._trial = None
+
+
+class AcceleratorProbes:
+    """The accelerators of several models, one after the other; the first failure is the answer."""
+
+    def __init__(self, models: Sequence[ModelConfig], learn: Callable[[Learned], None]) -> None:
+        self._left = list(models)
+        self._learn = learn
+        self._now: AcceleratorProbe | None = None
+
+    def poll(self) -> str | None:
+        """Return as `AcceleratorProbe` does, of all."""
+        if self._now is None:
+            if not self._left:
+                return ""
+            self._now = AcceleratorProbe(self._left.pop(0), self._learn)
+        answer = self._now.poll()
+        if answer == "" and self._left:
+            self._now = None
+            return None
+        return answer
+
+    def end(self) -> None:
+        """Stop trying."""
+        if self._now is not None:
+            self._now.end()

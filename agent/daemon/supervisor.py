@@ -27,6 +27,7 @@ import msgspec
 from agent.daemon.failover import Failover
 from agent.daemon.worker_run import WorkerRun, spawn_worker
 from agent.link import (
+    OPENING,
     Beat,
     CameraChange,
     Failed,
@@ -44,8 +45,9 @@ from agent.link import (
 
 log = logging.getLogger(__name__)
 
-# Loading libraries and a model from an SD card on the slowest board, with a wide margin.
-START_WITHIN_S = 180.0
+# Loading libraries and a model from an SD card on the slowest board, after the model was tried in
+# children (50 s each at most, and 30 s for its turn): with a wide margin.
+START_WITHIN_S = 300.0
 # The worker beats twice a second; this much silence means that it is frozen or starved.
 SILENT_S = 5.0
 # Every stage waits at most half a second before it ticks; more than this is native code that
@@ -56,7 +58,10 @@ STAGE_STUCK_S = 10.0
 INVOKES_STUCK = 20
 # A worker that is asked to end finishes the frames under way first.
 REPLACE_WITHIN_S = 4.0
+STOP_STARTING_WITHIN_S = 0.5
 CAPTURE_STUCK_S = 25.0
+# Opening an accelerator and the first run on it; 2.75 s on a Coral (edgetpu#522).
+OPEN_STUCK_S = 30.0
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 60.0
 # A worker that ran this long has earned an immediate restart.
@@ -118,7 +123,7 @@ class Supervisor:
     make_start: Callable[[dict[str, Resume], str], Start]  # of resume and Failover.avoid
     listener: Listener
     failover: Failover
-    start_probe: Callable[[], Probe]
+    start_probe: Callable[[tuple[str, ...]], Probe]  # of models by name in [models]
     spawn: Callable[[socket.socket], subprocess.Popen[bytes]] = spawn_worker
     clock: Callable[[], float] = time.monotonic
     state: State = "backing_off"
@@ -156,11 +161,13 @@ class Supervisor:
         inbox: Inbox[FromWorker] = Inbox(ours, FromWorker)
         self._run = WorkerRun(process=process, link=ours, inbox=inbox, started_at=now, heard_at=now)
         self.state = "starting"
+        ours.setblocking(False)
         try:
             send(ours, self.make_start(self._resume(), self.failover.avoid))
-        except OSError:
-            self.receive()  # it has ended already; its last words may say why
-        ours.setblocking(False)
+        except OSError as error:
+            self.receive()  # it has ended already, and its last words may say why
+            if self._run is not None:
+                self._down("worker", f"the worker cannot be told its work: {error.strerror}")
 
     def _resume(self) -> dict[str, Resume]:
         """Where each camera goes on.
@@ -220,11 +227,11 @@ class Supervisor:
             case Ready():
                 self.state = "running"
                 self._stuck_s = max(STAGE_STUCK_S, INVOKES_STUCK * message.first_invoke_s)
+                run.ready_at = self.clock()
                 self.failover.on_ready(
-                    message.accelerator,
-                    is_fallback=message.is_fallback,
-                    reason=message.reason or "",
-                    now=self.clock(),
+                    is_accelerated=message.is_accelerated,
+                    fallbacks=message.fallbacks,
+                    now=run.ready_at,
                 )
                 self.listener.on_ready(message)
             case Learned():
@@ -237,6 +244,7 @@ class Supervisor:
     def _check_stages(self, beat: Beat) -> None:
         for stage, age_s in beat.stage_age_s.items():
             limit = CAPTURE_STUCK_S if stage.startswith("capture.") else self._stuck_s
+            limit = OPEN_STUCK_S if stage == OPENING else limit
             if age_s > limit:
                 reason = f"stage {stage} stuck for {age_s:.0f} s; worker replaced"
                 self._down("worker", reason, is_hang=True)
@@ -253,7 +261,7 @@ class Supervisor:
             self.start()
             return 0.1
         if self.state == "running":
-            if now - run.started_at > STABLE_S:
+            if run.ready_at is not None and now - run.ready_at > STABLE_S:
                 self._failures = 0
             self._look_after_accelerator(run)
         if run.replaced_by is not None and now > run.replaced_by:
@@ -274,7 +282,7 @@ class Supervisor:
         now = self.clock()
         if self._probe is None:
             if self.failover.is_probe_due(now):
-                self._probe = self.start_probe()
+                self._probe = self.start_probe(self.failover.resting)
             return
         failure = self._probe.poll()
         if failure is None:
@@ -339,6 +347,8 @@ class Supervisor:
         run = self._run
         if run is None:
             return
+        if self.state != "running":  # as far as we have heard, it has no results yet
+            within_s = min(within_s, STOP_STARTING_WITHIN_S)
         deadline = self.clock() + within_s
         try:
             while (left := deadline - self.clock()) > 0:

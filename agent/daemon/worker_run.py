@@ -12,6 +12,7 @@ from pathlib import Path
 
 import agent
 from agent.link import Failed, FromWorker, Inbox
+from agent.trial_words import signal_name
 
 log = logging.getLogger(__name__)
 
@@ -43,19 +44,20 @@ class WorkerRun:
     heard_at: float
     failure: Failed | None = None
     has_progressed: bool = False
+    ready_at: float | None = None
     replaced_by: float | None = None  # when it is killed if it has not ended as asked
 
     def obituary(self, *, is_starting: bool) -> tuple[str, str]:
         """Say why a worker that closed its link has ended: (code, reason)."""
         try:
-            code = self.process.wait(timeout=2.0)
+            code = self.process.wait(timeout=1.0)  # engines beside this one wait as long
         except subprocess.TimeoutExpired:
             return "worker", "worker closed its link but did not end; killed"
         if self.failure is not None:
             return self.failure.code, self.failure.reason
         if code >= 0:
             return "worker", f"worker ended with exit code {code}"
-        name = signal.Signals(-code).name
+        name = signal_name(-code)
         if is_starting and -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
             return "model", f"the runtime crashed ({name}) while loading the model"
         return "worker", f"worker died of {name}"
@@ -66,7 +68,7 @@ class WorkerRun:
             self.process.kill()
         self.link.close()
         try:
-            self.process.wait(timeout=2.0)
+            self.process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
             # Stuck in the kernel: nothing ends it but the driver; leave it and go on.
             log.error("worker cannot be killed pid=%d", self.process.pid)  # noqa: TRY400

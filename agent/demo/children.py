@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import final
 
 import agent
+from agent.trial_words import signal_name
 
 POLL_S = 0.02
 ENDS_WITHIN_S = 12.0  # the daemon gives its worker 4 s and the broker 4 s
@@ -84,7 +85,7 @@ class Child:
         code = self.process.returncode
         if code is None or code >= 0:
             return f"ended with exit code {code}"
-        return f"died of {signal.Signals(-code).name}"
+        return f"died of {signal_name(-code)}"
 
 
 @final

@@ -11,7 +11,6 @@ from __future__ import annotations
 import grp
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,12 +38,14 @@ from agent.errors import EXIT_CONFIG, EXIT_OK, EXIT_UNAVAILABLE, BrokerError, Co
 from agent.redaction import redact
 from agent.sensors.clock import read_clock_synced
 from agent.sensors.coral import HOW_TO_INSTALL
+from agent.trial_words import ALONE_WITHIN_S, TRIAL_WITHIN_S, signal_name
 from agent.vision.probe import Answer, CameraFound, ModelFound, ModelQuestion, Refused
 
 # A camera may take 5 s to open and 12 s for its first frame, and is then read for 2 s; the
 # rest is a slow board importing OpenCV.
 CAMERA_LIMIT_S = 40.0
-MODEL_LIMIT_S = 150.0  # a trial of TRIAL_WITHIN_S on each of two runtimes, and the load itself
+# A trial of the accelerator and of each of two runtimes, waiting for others, and the load itself.
+MODEL_LIMIT_S = 3 * TRIAL_WITHIN_S + ALONE_WITHIN_S + 20.0
 BROKER_LIMIT_S = 10.0
 BLACK_BELOW = 8.0  # mean of 0 to 255; a covered lens gives noise of less than this
 SLOW_BELOW = 0.7  # of the rate asked for; in the dark many cameras halve theirs
@@ -243,8 +244,7 @@ def _ask(what: str, question: CameraConfig | ModelQuestion, limit_s: float) -> A
     except msgspec.MsgspecError:
         pass
     if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        return Refused(f"its driver or runtime crashed ({name})")
+        return Refused(f"its driver or runtime crashed ({signal_name(-child.returncode)})")
     last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
     return Refused(f"could not be tried: {''.join(last) or 'no reason given'}")
 
@@ -298,11 +298,11 @@ def check_broker(config: Config) -> Check:
 
 
 def check_state_dir(path: Path) -> Iterator[Check]:
-    """Whether the agent could keep state, and how much."""
+    """Whether the agent can keep what it learns, and how much."""
     existing = next(place for place in [path, *path.absolute().parents] if place.exists())
     remedy = f"sudo install -d -o $USER {path}, or set device.state_dir"
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        message = f"{path} cannot be written; this version keeps nothing there yet"
+        message = f"{path} cannot be written, so models are measured anew at every start"
         yield Check(name="state_dir", state="warn", message=message, remedy=remedy)
     else:
         state = "can be written" if existing == path else "can be created"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from agent import __version__
@@ -14,7 +15,7 @@ from agent.errors import EXIT_FAILURE, EXIT_OK, EXIT_UNAVAILABLE, UnavailableErr
 from agent.evaluate.expected import Expected, read_expected
 from agent.evaluate.records import Entry, Outcome, Reference, Saved, to_json
 from agent.evaluate.report import lines
-from agent.evaluate.run import Task, all_pictures, evaluate_model
+from agent.evaluate.run import Answer, Task, all_pictures, evaluate_model
 from agent.vision.detect import shown_name
 
 
@@ -59,13 +60,13 @@ def run_eval(
             name=name,
             config=config,
             images=str(images),
-            reference=_reference(content, images, name, config.path),
+            reference=Reference(where=shown_name(images), pictures={}, tolerances={}),
             least_iou=least_iou,
             tolerance=tolerance,
             is_saved=save is not None,
             masks=None if save is None else str(save.parent / f"{save.stem}_masks"),
         )
-        answer = evaluate_model(task)
+        answer = _evaluate(task, content, images, is_alone=len(configs) == 1)
         outcomes.append(answer.outcome)
         if answer.outcome.model is not None:
             found[name] = answer.found
@@ -87,6 +88,19 @@ def run_eval(
     if any(one.error or one.not_evaluated for one in outcomes):
         return EXIT_UNAVAILABLE
     return EXIT_OK if agrees else EXIT_FAILURE
+
+
+def _evaluate(task: Task, content: Expected | None, images: Path, *, is_alone: bool) -> Answer:
+    """Evaluate one model; one of several that the file does not know leaves the others to do."""
+    try:
+        reference = _reference(content, images, task.name, task.config.path)
+    except UnavailableError as error:
+        if is_alone:
+            raise
+        print(f"edge-agent: {error}", file=sys.stderr)
+        outcome = Outcome(name=task.name, reference=task.reference.where, error=str(error))
+        return Answer(outcome=outcome)
+    return evaluate_model(msgspec.structs.replace(task, reference=reference))
 
 
 def _names(configs: Sequence[ModelConfig]) -> list[str]:

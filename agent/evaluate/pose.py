@@ -52,7 +52,8 @@ def read_points(data: bytes, where: str) -> dict[str, list[Pose]]:
                 f"{where}: the keypoint_ids of pose {pose_id} are not 0 to {len(points) - 1}"
             )
         ordered = [points[number] for number in range(len(points))]
-        pictures.setdefault(picture, []).append(Pose(score=score, box=None, points=ordered))
+        figure = Pose(label=None, class_id=0, score=score, box=None, points=ordered)
+        pictures.setdefault(picture, []).append(figure)
     return pictures
 
 
@@ -75,6 +76,8 @@ def in_shares(poses: Sequence[Pose], width: int, height: int) -> list[Pose]:
     """Return figures in pixels of a picture as shares of its width and height."""
     return [
         Pose(
+            label=pose.label,
+            class_id=pose.class_id,
             score=pose.score,
             box=None,
             points=[

@@ -200,7 +200,13 @@ def _figures_of(look: Look) -> Sequence[Pose]:
             "figures are expected, but the model finds none: it is no pose model"
         )
     return [
-        Pose(score=one.score, box=one.box, points=one.keypoints)
+        Pose(
+            label=one.label,
+            class_id=one.class_id,
+            score=one.score,
+            box=one.box,
+            points=one.keypoints,
+        )
         for one in findings.detections or ()
         if one.keypoints is not UNSET
     ]

@@ -7,6 +7,7 @@ reason to stop.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +33,8 @@ COMPILED = "the model is compiled for the Edge TPU"
 
 class Chooser(Protocol):
     """Asked before a model is opened for the first time; knows what was tried here before."""
+
+    most_threads: int  # what this process may use of the board's cores
 
     def on_processor(self, files: ModelFiles, config: ModelConfig) -> Choice | None:
         """Return how the processor runs the plain model best; None: as usual.
@@ -80,27 +83,27 @@ def open_wanted(
         measured = choice
         if measured is None and chooser is not None:
             measured = chooser.on_processor(files, config)
-        return open_engine(files.plain.data, _on_processor(config, measured))
+        return open_engine(files.plain.data, _on_processor(files, config, measured))
 
     accelerator, compiled = _accelerated(files, config)
     if accelerator == "cpu":
         engine = open_plain()
         return Opened(engine=engine, used=files.plain, reason=engine.reason, is_fallback=False)
     try:
-        if avoid:
-            raise DelegateError(avoid, fault="failed")
         if accelerator.startswith("edgetpu") and not _is_compiled(compiled):
             raise not_compiled(accelerator)  # no device needs to be there to say so
-        if chooser is not None:
-            chooser.on_accelerator(files, config)
+        if avoid and not _is_compiled(files.plain):  # one that runs nowhere else is tried again
+            raise DelegateError(avoid, fault="failed")
+        _try_first(files, config, chooser)
         engine = open_engine(
             compiled.data,
             Wish(
                 runtime=_runtime_beside(config, accelerator, choice),
                 accelerator=accelerator,
-                threads=config.threads or (choice.threads if choice else default_threads()),
+                threads=config.threads or min(default_threads(), _most_threads(chooser)),
                 xnnpack=config.xnnpack != "off",
                 delegate_options=config.delegate_options,
+                image_size=_image_size(files),
             ),
         )
         return Opened(engine=engine, used=compiled, reason=engine.reason, is_fallback=False)
@@ -117,6 +120,24 @@ def open_wanted(
             reason=reason,
             is_fallback=error.fault != "not_compiled",  # the model stays what it is
         )
+
+
+def _try_first(files: ModelFiles, config: ModelConfig, chooser: Chooser | None) -> None:
+    """Let the accelerator be tried elsewhere, and the processor that may have to stand in for it.
+
+    The day the accelerator fails every second counts, and none of them is for measuring.
+    """
+    if chooser is None:
+        return
+    if not _is_compiled(files.plain):
+        with contextlib.suppress(ModelError):  # a reason to have no twin, not to stop here
+            chooser.on_processor(files, config)
+    chooser.on_accelerator(files, config)
+
+
+def _most_threads(chooser: Chooser | None) -> int:
+    """Return how many threads this process may use beside those of other engines."""
+    return chooser.most_threads if chooser is not None else default_threads()
 
 
 def _without_twin(reason: str, fault: DelegateFault) -> DelegateError:
@@ -142,7 +163,12 @@ def _is_compiled(model: ModelBytes) -> bool:
     return EDGETPU_CUSTOM_OP in parse_tflite(model.data, where=model.where).custom_ops
 
 
-def _on_processor(config: ModelConfig, choice: Choice | None) -> Wish:
+def _image_size(files: ModelFiles) -> tuple[int | None, int | None]:
+    wanted = files.manifest.input
+    return wanted.height, wanted.width
+
+
+def _on_processor(files: ModelFiles, config: ModelConfig, choice: Choice | None) -> Wish:
     """Return the settings where they are given, else what was measured, else the usual."""
     runtime = installed_runtimes(config.runtime)[0]
     if config.runtime == "auto" and choice is not None and choice.runtime in installed_runtimes():
@@ -153,6 +179,7 @@ def _on_processor(config: ModelConfig, choice: Choice | None) -> Wish:
         accelerator="cpu",
         threads=config.threads or (choice.threads if choice else default_threads()),
         xnnpack=is_xnnpack if config.xnnpack == "auto" else config.xnnpack == "on",
+        image_size=_image_size(files),
     )
 
 

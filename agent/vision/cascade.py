@@ -6,6 +6,7 @@ already at the next frame. What it may cost is bounded per frame; what it left o
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from agent.vision.handoff import U8Image
 from agent.vision.heads import Scores
 from agent.vision.model import Model
 from agent.vision.preprocess import preprocess
+
+log = logging.getLogger(__name__)
 
 # Boxes thinner than this hold nothing that a classifier could see.
 SMALLEST_CROP_PX = 4
@@ -64,6 +67,30 @@ class Stage:
         decoded = self.model.decode(self.outputs)
         assert isinstance(decoded, Scores)
         return decoded
+
+
+class SecondStages:
+    """The second stages of a model as they are loaded, and what is to be said of them."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self.notes: list[str] = []
+        self.fallbacks: dict[str, str] = {}  # models whose accelerator may come back, and why
+
+    def add(self, config: SecondStage, load: Callable[[], Model]) -> None:
+        """Load one; where that cannot be done the first model works without it."""
+        where = f"[models.{config.model}]"
+        try:
+            model = load()
+            self.stages.append(Stage(config, model))
+        except ModelError as error:
+            log.error("second stage left out model=%s: %s", config.model, error)  # noqa: TRY400
+            self.notes.append(f"{where}: left out: {error}")
+            return
+        said = [model.reason, *model.notes]
+        self.notes += [f"{where}: {note}" for note in said if note]
+        if model.is_fallback:
+            self.fallbacks[config.model] = f"{where}: {model.reason}"
 
 
 class Cascade:

@@ -18,11 +18,16 @@ class FirstLook:
     """A worker's `Chooser`."""
 
     def __init__(
-        self, known: Mapping[str, Choice], most_threads: int, learn: Callable[[str, Choice], None]
+        self,
+        known: Mapping[str, Choice],
+        most_threads: int,
+        learn: Callable[[str, Choice], None],
+        opening: Callable[[], None] = lambda: None,  # an accelerator, in this very process
     ) -> None:
         self._known = dict(known)
-        self._most_threads = most_threads
+        self.most_threads = most_threads
         self._learn = learn
+        self._opening = opening
         self.measured_ms: float | None = None  # of what was chosen last
 
     def on_processor(self, files: ModelFiles, config: ModelConfig) -> Choice:
@@ -31,9 +36,9 @@ class FirstLook:
         Raises:
             ModelError: a child could not load or run it.
         """
-        key = choice_key(files, config, self._most_threads)
+        key = choice_key(files, config, self.most_threads)
         if key not in self._known:
-            self._keep(key, try_model(files, config, most_threads=self._most_threads))
+            self._keep(key, try_model(files, config, most_threads=self.most_threads))
         choice = self._known[key]
         self.measured_ms = choice.invoke_ms
         return choice
@@ -48,6 +53,7 @@ class FirstLook:
         if key not in self._known:
             self._keep(key, try_accelerator(files, config))
         self.measured_ms = self._known[key].invoke_ms
+        self._opening()
 
     def _keep(self, key: str, choice: Choice) -> None:
         self._known[key] = choice

@@ -11,14 +11,14 @@ import ctypes
 import math
 import os
 import resource
-import signal
 from pathlib import Path
 
 from agent.trial_words import MAX_ANSWER_BYTES, TrialRequest
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 NICE = 5  # a model that is being tried stands behind one that works
 OOM_FIRST = b"1000"  # proc_pid_oom_score_adj(5): the highest; whoever must go, it is this one
+# Between SIGXCPU, which says why, and SIGKILL: where both limits are one, only the latter is sent.
+CPU_GRACE_S = 5
 MAX_FILES = 256  # a dozen are in use; USB devices and caches of delegates open a few more
 # Of the memory that is available, the most a model may take. The rest keeps the board alive.
 MEMORY_SHARE = 0.75
@@ -28,15 +28,14 @@ RESERVED_BYTES = 512 << 20
 
 
 def confine(request: TrialRequest) -> None:
-    """Set every limit but that of memory; the first thing the child does."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """Set every limit but that of memory; the first thing that `main` does."""
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, MAX_FILES)
     if not request.probe:  # delegates keep compiled models in files
         _limit(resource.RLIMIT_FSIZE, MAX_ANSWER_BYTES)
     # Whoever started it keeps the time; this ends a child that nobody waits for any more.
     threads = max(request.model.threads, request.most_threads, 1)
-    _limit(resource.RLIMIT_CPU, math.ceil(request.limit_s * threads))
+    _limit(resource.RLIMIT_CPU, math.ceil(request.limit_s * threads), CPU_GRACE_S)
     with contextlib.suppress(OSError):
         os.nice(NICE)
     with contextlib.suppress(OSError):
@@ -62,11 +61,12 @@ def _available_bytes() -> int:
     return 0
 
 
-def _limit(kind: int, value: int) -> None:
-    """Lower a limit; one that is lower already stays."""
-    _, most = resource.getrlimit(kind)
-    if most != resource.RLIM_INFINITY:
-        value = min(value, most)
+def _limit(kind: int, value: int, grace: int = 0) -> None:
+    """Lower a limit, the hard one `grace` above the soft one; what is lower already stays."""
     # Bounded by what a C long holds on 32-bit boards.
-    value = min(value, ctypes.c_ulong(-1).value >> 1)
-    resource.setrlimit(kind, (value, value))
+    most = ctypes.c_ulong(-1).value >> 1
+    soft, hard = (
+        most if each == resource.RLIM_INFINITY else min(each, most)
+        for each in resource.getrlimit(kind)
+    )
+    resource.setrlimit(kind, (min(value, soft), min(value + grace, hard)))

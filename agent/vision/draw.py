@@ -13,7 +13,7 @@ import numpy as np
 
 from agent.contract.payloads import Classification, Detection, Keypoint, Pose, Region
 from agent.vision.cameras.images import SUFFIXES
-from agent.vision.encode import Findings
+from agent.vision.encode import Findings, is_believed
 from agent.vision.heads.pose import COCO_POINTS
 from agent.vision.heads.posenet import LIMBS
 from agent.vision.preprocess import U8Image
@@ -27,8 +27,6 @@ GOLDEN_RATIO = 0.618  # neighbours in class number get colours far apart
 Color = tuple[int, int, int]
 # A figure of COCO's points: its limbs, with the shoulders and the hips joined.
 SKELETON = (*LIMBS[:4], *LIMBS[5:10], *LIMBS[11:], (5, 6), (11, 12))
-# Points that the model itself hardly believes in are not drawn; MoveNet's model card names 0.3.
-LOWEST_POINT_SCORE = 0.3
 REGION_OPACITY = 0.4
 
 
@@ -66,6 +64,7 @@ def draw(pixels: U8Image, found: Findings) -> U8Image:
     for detection in reversed(found.detections or ()):
         _draw_box(canvas, detection.box, caption(detection), _color(detection.class_id))
         _draw_points(canvas, detection.keypoints or (), _color(detection.class_id + 1))
+    # Each figure in a colour of its own: they are mostly of one class, and stand close.
     for row, pose in reversed(list(enumerate(found.keypoints or ()))):
         _draw_pose(canvas, pose, _color(row))
     for row, item in enumerate(found.classes or ()):
@@ -76,8 +75,6 @@ def draw(pixels: U8Image, found: Findings) -> U8Image:
 
 def caption(item: Detection | Classification | Pose | Region) -> str:
     """Return what is said of one finding."""
-    if isinstance(item, Pose):
-        return f"figure {item.score:.2f}"
     name = item.label or f"class {item.class_id}"
     if isinstance(item, Region):
         return f"{name} {item.area:.1%}"
@@ -95,13 +92,9 @@ def _draw_box(
 
 def _draw_points(canvas: Canvas, points: Sequence[Keypoint], color: Color) -> None:
     for point in points:
-        if _is_believed(point):
+        if is_believed(point):
             radius = 2 * canvas.line_px
             cv2.circle(canvas.pixels, canvas.at(point.x, point.y), radius, color, -1, cv2.LINE_AA)
-
-
-def _is_believed(point: Keypoint) -> bool:
-    return point.score is None or point.score >= LOWEST_POINT_SCORE
 
 
 def _draw_pose(canvas: Canvas, pose: Pose, color: Color) -> None:
@@ -109,7 +102,7 @@ def _draw_pose(canvas: Canvas, pose: Pose, color: Color) -> None:
     points = pose.points
     if len(points) == len(COCO_POINTS):
         for one, other in SKELETON:
-            if _is_believed(points[one]) and _is_believed(points[other]):
+            if is_believed(points[one]) and is_believed(points[other]):
                 ends = (
                     canvas.at(points[one].x, points[one].y),
                     canvas.at(points[other].x, points[other].y),
@@ -119,7 +112,7 @@ def _draw_pose(canvas: Canvas, pose: Pose, color: Color) -> None:
     if pose.box is not None:
         _draw_box(canvas, pose.box, caption(pose), color)
     elif points:
-        top = min(points, key=lambda point: (not _is_believed(point), point.y))
+        top = min(points, key=lambda point: (not is_believed(point), point.y))
         _write(canvas, caption(pose), canvas.at(top.x, top.y - 5 * canvas.line_px), color)
 
 

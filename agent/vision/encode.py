@@ -36,6 +36,10 @@ from agent.vision.preprocess import Transform, boxes_to_frame
 from agent.vision.regions import regions_of
 
 MAX_TENSORS = 64  # outputs described where nobody reads them
+# A side that is shorter is published as none: boxes have tenths of a pixel.
+SHORTEST_SIDE_PX = 0.1
+# Points that the model itself hardly believes in lie anywhere; MoveNet's model card names 0.3.
+LOWEST_POINT_SCORE = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +74,8 @@ class Findings(Struct, frozen=True, kw_only=True):
     cascade: list[CascadeRun] | UnsetType = UNSET
 
     def class_ids(self) -> tuple[int, ...]:
-        """Return the classes found, sorted; a figure counts as class 0."""
-        if self.keypoints:
-            return (0,) * len(self.keypoints)
-        found = self.detections or self.classes or self.regions or ()
+        """Return the classes found, sorted."""
+        found = self.detections or self.classes or self.keypoints or self.regions or ()
         return tuple(sorted(item.class_id for item in found))
 
 
@@ -89,6 +91,11 @@ def findings_of(
     """Return what was decoded, in pixels of the frame; `keep` is the camera's filter."""
     if isinstance(decoded, Boxes):
         xyxy = boxes_to_frame(decoded.xyxy_norm, where)
+        # What lies in the letterbox's border alone is nowhere in the frame.
+        is_seen = (xyxy[:, 2:] - xyxy[:, :2] >= SHORTEST_SIDE_PX).all(axis=1)
+        if not is_seen.all():
+            rows = np.flatnonzero(is_seen)
+            decoded, xyxy = chosen(decoded, rows), xyxy[rows]
         if keep is not None:
             rows = keep(decoded, xyxy, where)
             decoded, xyxy = chosen(decoded, rows), xyxy[rows]
@@ -113,10 +120,18 @@ def findings_of(
 
 
 def _bounds(figures: list[Pose]) -> npt.NDArray[np.float32]:
-    """Return float32[n, 4] boxes around the points of figures that have none."""
-    points = [[(point.x, point.y) for point in figure.points] for figure in figures]
-    rows = [[*np.min(one, axis=0), *np.max(one, axis=0)] for one in points]
-    return np.array(rows, np.float32).reshape(-1, 4)
+    """Return float32[n, 4] boxes around the believed points of figures; NaN where none is."""
+    rows = np.full((len(figures), 4), np.nan, np.float32)
+    for row, figure in zip(rows, figures, strict=True):
+        points = [(point.x, point.y) for point in figure.points if is_believed(point)]
+        if points:
+            row[:2], row[2:] = np.min(points, axis=0), np.max(points, axis=0)
+    return rows
+
+
+def is_believed(point: Keypoint) -> bool:
+    """Return whether a point counts for where a figure is."""
+    return point.score is None or point.score >= LOWEST_POINT_SCORE
 
 
 def chosen(boxes: Boxes, rows: npt.NDArray[np.intp]) -> Boxes:
@@ -161,9 +176,18 @@ def poses_of(
     """Return the payload's list; xyxy float32[n, 4] pixels of the frame, where figures have one."""
     boxes = [None] * len(poses.scores) if xyxy is None else [_box(box) for box in xyxy.tolist()]
     points = points_of(poses.keypoints, where, model.head.keypoint_names)
+    class_ids = [0] * len(boxes) if poses.class_ids is None else poses.class_ids.tolist()
     return [
-        Pose(score=round(score, 4), box=box, points=row)
-        for score, box, row in zip(poses.scores.tolist(), boxes, points, strict=True)
+        Pose(
+            label=model.label(class_id),
+            class_id=class_id,
+            score=round(score, 4),
+            box=box,
+            points=row,
+        )
+        for class_id, score, box, row in zip(
+            class_ids, poses.scores.tolist(), boxes, points, strict=True
+        )
     ]
 
 

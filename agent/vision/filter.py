@@ -83,13 +83,14 @@ class Filter:
         """Return the rows that count, in order.
 
         xyxy float32[n, 4] pixels of the frame. Without boxes, as for the classes of a whole image,
-        only `confirm` applies, class by class; figures are all of one class.
+        only `confirm` applies, class by class; so it does to a figure whose row is NaN, of which
+        no point is believed.
         """
         count = len(found.scores)
-        class_ids = np.zeros(count, np.intp) if isinstance(found, Poses) else found.class_ids
+        class_ids = np.zeros(count, np.intp) if found.class_ids is None else found.class_ids
         rows: Rows = np.arange(count)
         if xyxy is not None and count:
-            rows = np.flatnonzero(self._is_in_place(xyxy, where))
+            rows = np.flatnonzero(self._is_in_place(xyxy, where) | np.isnan(xyxy[:, 0]))
             class_ids, xyxy = class_ids[rows], xyxy[rows]
         if self._wanted > 1 and len(rows):
             rows = rows[self._times_seen(class_ids, xyxy) >= self._wanted]
@@ -138,7 +139,10 @@ class Filter:
 
 
 def overlap(first: F32Boxes, second: F32Boxes) -> Flags:
-    """Return bool[n, k]: whether boxes float32[n, 4] and [k, 4] overlap by CONFIRM_IOU or more."""
+    """Return bool[n, k]: whether boxes float32[n, 4] and [k, 4] overlap by CONFIRM_IOU or more.
+
+    A box of NaN may be anywhere, so it overlaps with all.
+    """
     width = _shared_length(first[:, 0::2], second[:, 0::2])
     height = _shared_length(first[:, 1::2], second[:, 1::2])
     shared = np.multiply(width, height, out=width)
@@ -147,6 +151,7 @@ def overlap(first: F32Boxes, second: F32Boxes) -> Flags:
     least = np.add.outer(areas[0], areas[1])
     least *= CONFIRM_IOU / (1 + CONFIRM_IOU)
     result: Flags = (shared >= least) & (shared > 0)
+    result |= np.isnan(shared)
     return result
 
 

@@ -245,9 +245,12 @@ def _labels_source(
     if files.manifest.labels is not None:
         return str(files.folder / files.manifest.labels)
     for name, lines in file.label_files.items():
-        if tuple(line.strip() for line in lines) == labels:
+        own = tuple(line.strip() for line in lines)
+        if labels in (own, own[1:]):  # the first may be the background's
             return f"{name} inside the model"
-    return "the exporter's notes inside the model"
+    if file.exporter.get("names"):
+        return "the exporter's notes inside the model"
+    return "what is known of this family"
 
 
 def _pixels(manifest: Manifest, file: TfliteFile, model: Model) -> str:
@@ -277,13 +280,16 @@ def _manifest_example(files: ModelFiles, file: TfliteFile, model: Model, score: 
         if value not in (usual[key], None, {})
     }
     normalization = _normalization(files.manifest, file, model)
+    asked = files.manifest.input
+    sizes = {"width": asked.width, "height": asked.height}
+    given = {side: size for side, size in sizes.items() if size is not None}
     return {
         "schema": files.manifest.schema,
         "name": model.identity.name,
         "model": _file_name(files.where),
         **({"labels": files.manifest.labels} if files.manifest.labels else {}),
-        "head": {**told, "type": model.head.kind, "score_threshold": score},
-        "input": {"resize": model.plan.resize, "color": model.plan.color, **normalization},
+        "head": {**model.head.read_as, **told, "type": model.head.kind, "score_threshold": score},
+        "input": {"resize": model.plan.resize, "color": model.plan.color, **given, **normalization},
         **({"custom_ops": sorted(file.custom_ops)} if file.custom_ops else {}),
     }
 

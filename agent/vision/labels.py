@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import ModelError
+from agent.vision.exporter_notes import MAX_CLASSES, names_of
 from agent.vision.model_files import ModelFiles, read_bounded
 from agent.vision.tflite_file import TfliteFile
 
 MAX_LABELS_BYTES = 1 << 20
 # ImageNet models of the TensorFlow zoo count a background class first; label files often do not.
 IMAGENET_CLASSES_WITH_BACKGROUND = 1001
-# First lines that stand for no class, as in the label maps of the TensorFlow examples.
-BACKGROUND = ("???", "background", "unlabeled", "__background__")
+# First labels that stand for no class, as in the label maps of the TensorFlow examples; there is
+# none where a list numbers its classes from 1.
+BACKGROUND = ("", "???", "background", "unlabeled", "__background__")
+# "16  cat" or "16: cat", as Coral and Teachable Machine ship them (pycoral/utils/dataset.py).
+NUMBERED = re.compile(r"([0-9]+)[\s:]+(\S.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """Labels that were asked for, in each way they can be read, the likelier one first."""
+
+    source: str
+    readings: tuple[tuple[str, ...], ...]
 
 
 def read_labels(
@@ -25,30 +40,93 @@ def read_labels(
     Raises:
         ModelError: a list that was asked for cannot belong to this model.
     """
-    if labels_file:
-        labels, source = _read_lines(Path(labels_file)), labels_file
-    elif files.manifest.labels is not None:
-        path = files.folder / files.manifest.labels
-        labels, source = _read_lines(path), str(path)
-    elif isinstance(file.exporter.get("names"), dict):
-        labels, source = _exporter_names(file.exporter["names"]), "the exporter's notes"
-    else:
+    asked = _asked(labels_file, files, file)
+    if asked is None:
         return _from_metadata(file, class_count)
-    return _fitted(labels, class_count, source)
+    if class_count is None:
+        return asked.readings[0]
+    for labels in asked.readings:
+        if (fitted := _fitted(labels, class_count)) is not None:
+            return fitted
+    raise ModelError(
+        f"{asked.source}: has {len(asked.readings[0])} labels, but the model has {class_count} "
+        "classes; give the list this model was trained with"
+    )
 
 
-def _read_lines(path: Path) -> tuple[str, ...]:
+def label_counts(labels_file: str, files: ModelFiles, file: TfliteFile) -> frozenset[int]:
+    """Return the numbers of classes that the labels `read_labels` would take can be for.
+
+    Raises:
+        ModelError: a list that was asked for cannot be read.
+    """
+    asked = _asked(labels_file, files, file)
+    return _counts(asked.readings) if asked else counts_inside(file)
+
+
+def counts_inside(file: TfliteFile) -> frozenset[int]:
+    """Return the numbers of classes that labels inside the model can be for."""
+    if names := names_of(file.exporter.get("names")):
+        return _counts([names])
+    return _counts(_trimmed(lines) for lines in file.label_files.values())
+
+
+def _counts(lists: Iterable[tuple[str, ...]]) -> frozenset[int]:
+    counts = set()
+    for labels in lists:
+        counts |= {len(labels)} - {0}
+        if labels and labels[0] in BACKGROUND:
+            counts.add(len(labels) - 1)
+        if len(labels) + 1 == IMAGENET_CLASSES_WITH_BACKGROUND:
+            counts.add(IMAGENET_CLASSES_WITH_BACKGROUND)
+    return frozenset(counts)
+
+
+def _asked(labels_file: str, files: ModelFiles, file: TfliteFile) -> _List | None:
+    """Return the list that has a place of its own; the metadata's are only what may fit."""
+    if labels_file:
+        return _read_list(Path(labels_file))
+    if files.manifest.labels is not None:
+        return _read_list(files.folder / files.manifest.labels)
+    names = names_of(file.exporter.get("names"))
+    return _List("the exporter's notes", (_trimmed(names),)) if names else None
+
+
+def _read_list(path: Path) -> _List:
     try:
-        text = read_bounded(path, MAX_LABELS_BYTES).decode("utf-8")
+        text = read_bounded(path, MAX_LABELS_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ModelError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    return tuple(line.strip() for line in text.splitlines())
+    lines = _trimmed(text.splitlines())
+    numbered = _by_number(lines, path)
+    if numbered is None:
+        return _List(str(path), (lines,))
+    # Classes count from 0 or 1; names that begin with a number ("5 euro") may from anywhere.
+    is_surely = any(numbered[:2])
+    return _List(str(path), (numbered,) if is_surely else (numbered, lines))
 
 
-def _exporter_names(names: dict[object, object]) -> tuple[str, ...]:
-    """Return Ultralytics' {0: "person", …} as a list; its keys are numbers or their text."""
-    numbered = {int(str(key)): str(name) for key, name in names.items() if str(key).isdigit()}
-    return tuple(numbered.get(index, "") for index in range(min(len(numbered), 1 << 16)))
+def _by_number(lines: tuple[str, ...], path: Path) -> tuple[str, ...] | None:
+    """Return labels by the number that every line begins with, "" in gaps; None without.
+
+    Raises:
+        ModelError: two lines have one number.
+    """
+    labels: dict[int, str] = {}
+    for line in filter(None, lines):
+        found = NUMBERED.fullmatch(line)
+        number = int(found[1]) if found and len(found[1]) < 6 else MAX_CLASSES
+        if not found or number >= MAX_CLASSES:
+            return None
+        if number in labels:
+            raise ModelError(
+                f"{path}: numbers two lines {number}, `{labels[number]}` and `{found[2]}`; give "
+                "each class one line"
+            )
+        labels[number] = found[2]
+    if not labels:
+        return None
+    return tuple(labels.get(number, "") for number in range(max(labels) + 1))
 
 
 def _from_metadata(file: TfliteFile, class_count: int | None) -> tuple[str, ...]:
@@ -62,16 +140,21 @@ def _from_metadata(file: TfliteFile, class_count: int | None) -> tuple[str, ...]
     return ()
 
 
-def _fitted(labels: tuple[str, ...], class_count: int | None, source: str) -> tuple[str, ...]:
+def _trimmed(lines: Iterable[str]) -> tuple[str, ...]:
+    """Return lines without the space round them and without empty ones at the end."""
+    labels = [line.strip() for line in lines]
     while labels and not labels[-1]:
-        labels = labels[:-1]
-    if class_count is None or len(labels) == class_count:
+        labels.pop()
+    return tuple(labels)
+
+
+def _fitted(labels: tuple[str, ...], class_count: int) -> tuple[str, ...] | None:
+    """Return a list as this model counts its classes; None if it is another model's."""
+    if len(labels) == class_count:
         return labels
+    # For a model that counts its background, which this one does not, or numbered from 1.
     if len(labels) == class_count + 1 and labels[0] in BACKGROUND:
-        return labels[1:]  # a list for a model that counts its background, which this one does not
+        return labels[1:]
     if class_count == IMAGENET_CLASSES_WITH_BACKGROUND == len(labels) + 1:
         return ("background", *labels)
-    raise ModelError(
-        f"{source}: has {len(labels)} labels, but the model has {class_count} classes; give the "
-        "list this model was trained with"
-    )
+    return None

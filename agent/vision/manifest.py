@@ -61,6 +61,9 @@ class InputManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     color: Literal["rgb", "bgr"] = "rgb"
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Meta(gt=0)], ...] | None = None
+    # Pixels; for models that leave them open, such as MoveNet MultiPose.
+    width: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    height: Annotated[int, Meta(ge=1, le=4096)] | None = None
 
 
 class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

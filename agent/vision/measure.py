@@ -175,6 +175,9 @@ class Search:
 class OnlyAccelerator:
     """A `Chooser` for whom the processor is no way out."""
 
+    def __init__(self, most_threads: int) -> None:
+        self.most_threads = most_threads
+
     def on_processor(self, files: ModelFiles, config: ModelConfig) -> Choice | None:
         """Refuse: what the processor does would say nothing of the accelerator."""
         raise ModelError(f'{files.where}: accelerator = "{config.accelerator}" wants none')
@@ -194,7 +197,7 @@ def probe_accelerator(files: ModelFiles, request: TrialRequest, say: Say) -> Can
     say(Doing(what=f"loading and running it on {config.accelerator}"))
     with no_longer_than(request.run_within_s):
         try:
-            model = build_model(files, config, chooser=OnlyAccelerator())
+            model = build_model(files, config, chooser=OnlyAccelerator(request.most_threads))
         except ModelError as error:
             # Why the processor was turned to.
             cause = error.__context__

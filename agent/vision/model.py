@@ -5,7 +5,6 @@ The file is opened once; the bytes that were hashed are the bytes that are loade
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,9 +19,10 @@ from agent.vision.accelerate import Chooser, explain, open_wanted
 from agent.vision.engines import Engine, Tensor, TensorSpec
 from agent.vision.heads import Decoded, Found, Head, Limits, Look
 from agent.vision.heads.choose import recognise
-from agent.vision.labels import read_labels
+from agent.vision.labels import label_counts, read_labels
 from agent.vision.manifest import Manifest
 from agent.vision.model_files import ModelFiles, read_model
+from agent.vision.notes import model_notes
 from agent.vision.preprocess import InputPlan, plan_input, require_image
 from agent.vision.recurrent import wire
 from agent.vision.tflite_file import EDGETPU_CUSTOM_OP, SSD_CUSTOM_OP, TfliteFile, parse_tflite
@@ -105,7 +105,7 @@ def build_model(
         raise ModelError("has no outputs, so there is nothing to find; convert it again")
     wiring = wire(engine.inputs, engine.outputs, manifest.head.state)
     image = engine.inputs[wiring.image]
-    require_image(image)
+    require_image(image, size=(manifest.input.height, manifest.input.width))
     first_run = [np.zeros(spec.shape, spec.dtype) for spec in engine.outputs]
     engine.read_outputs(first_run)
     found = recognise(
@@ -116,10 +116,16 @@ def build_model(
             first_run=[first_run[at] for at in wiring.outputs],
             wanted=manifest.head,
             folder=files.folder,
+            label_counts=label_counts(config.labels_file, files, file),
         )
     )
+    if manifest.task not in (None, found.task):
+        raise ModelError(
+            f"its manifest calls this a {manifest.task} model, but its head gives {found.task}: "
+            "correct `task` or `head.type`"
+        )
     labels = read_labels(config.labels_file, files, file, found.class_count) or found.labels
-    thresholds, notes = lowest_scores(config, manifest, found, labels)
+    thresholds = lowest_scores(config, manifest, found, labels)
     limits = _limits(config, manifest, found, thresholds)
     return Model(
         identity=ModelIdentity(
@@ -136,9 +142,10 @@ def build_model(
             why=found.why,
             decode=found.bind(limits),
             keypoint_names=found.keypoint_names,
+            read_as=found.read_as,
         ),
         labels=labels,
-        notes=notes,
+        notes=model_notes(config, found, labels),
         reason=opened.reason,
         is_fallback=opened.is_fallback,
         image_input=wiring.image,
@@ -199,23 +206,14 @@ def lowest_score(config: ModelConfig, manifest: Manifest, kind: str) -> float:
 
 def lowest_scores(
     config: ModelConfig, manifest: Manifest, found: Found, labels: Sequence[str]
-) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
-    """Return float32[classes] with each class's lowest score, and notes on labels unknown here."""
+) -> npt.NDArray[np.float32]:
+    """Return float32[classes] with each class's lowest score."""
     wanted = lowest_score(config, manifest, found.kind)
     above_any = 2.0
     count = found.class_count or len(labels) or UNKNOWN_CLASS_COUNT
     thresholds = np.full(count, above_any if config.only_listed else wanted, np.float32)
-    notes = []
-    for label, threshold in config.labels.items():
+    wishes = [*config.labels.items(), *((label, above_any) for label in config.deny)]
+    for label, threshold in wishes:
         matching = [index for index, known in enumerate(labels) if known == label]
-        if not matching:
-            close = difflib.get_close_matches(label, labels, n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else ""
-            notes.append(f"model.labels.{label}: the model has no such label{hint}")
         thresholds[[index for index in matching if index < count]] = threshold
-    for label in config.deny:
-        matching = [index for index, known in enumerate(labels) if known == label]
-        if not matching:
-            notes.append(f'model.deny: the model has no label "{label}"')
-        thresholds[[index for index in matching if index < count]] = above_any
-    return thresholds, tuple(notes)
+    return thresholds

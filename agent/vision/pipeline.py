@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+import msgspec
+
 from agent.config import Region
 from agent.vision.capture import Capture
 from agent.vision.cascade import Cascade
@@ -232,7 +234,8 @@ class Pipeline:
             frame.pixels, findings.detections or [], lambda: self.tick("postprocess")
         )
         cascade_ns = time.monotonic_ns() - started_ns
-        return Findings(detections=detections, cascade=runs), replace(timing, cascade_ns=cascade_ns)
+        seen = msgspec.structs.replace(findings, detections=detections, cascade=runs)
+        return seen, replace(timing, cascade_ns=cascade_ns)
 
     def invoke_p99_s(self) -> float | None:
         """Return the 99th percentile of the last invokes, None before there are enough."""

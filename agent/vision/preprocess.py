@@ -94,8 +94,11 @@ class InputPlan:
             np.copyto(tensor[0], pixels)
 
 
-def require_image(spec: TensorSpec) -> None:
-    """Refuse an input that is not one image, NHWC with fixed sizes."""
+def require_image(spec: TensorSpec, *, size: tuple[int | None, int | None] = (None, None)) -> None:
+    """Refuse an input that is not one image, NHWC with fixed sizes.
+
+    size: the height and width that the manifest says, which cannot change those of a model
+    """
     shape = spec.shape
     if (
         spec.is_dynamic
@@ -108,6 +111,12 @@ def require_image(spec: TensorSpec) -> None:
         raise ModelError(
             f'input "{spec.name}" has {shown}; only one image, [1, height, width, 3] or '
             "[1, height, width, 1] with fixed sizes, can be fed from a camera"
+        )
+    _, height, width, _ = shape
+    if (size[0] or height, size[1] or width) != (height, width):
+        raise ModelError(
+            f'input "{spec.name}" is fixed at {width}x{height} pixels: leave "width" and "height" '
+            'out of the manifest\'s "input", or export the model with another size'
         )
 
 

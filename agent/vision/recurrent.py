@@ -13,7 +13,10 @@ from agent.vision.engines import Engine, Tensor, TensorSpec
 
 WORD = re.compile(r"[a-z]+|[0-9]+")
 IN_OR_OUT = frozenset(
-    {"in", "input", "prev", "previous", "old", "out", "output", "next", "new", "final", "initial"}
+    {
+        *("in", "input", "inputs", "prev", "previous", "old", "init", "initial"),
+        *("out", "output", "outputs", "next", "new", "final"),
+    }
 )
 
 

@@ -12,30 +12,35 @@ Field numbers are those of the published schemas:
 
 from __future__ import annotations
 
-import ast
 import io
-import json
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from flatbuffers import flexbuffers
 
 from agent.errors import ModelError
+from agent.vision.exporter_notes import MAX_CLASSES, parse_notes
 
 FILE_IDENTIFIER = b"TFL3"
 EDGETPU_CUSTOM_OP = "edgetpu-custom-op"
 SSD_CUSTOM_OP = "TFLite_Detection_PostProcess"
 # BuiltinOperator values, schema.fbs.
 BUILTIN_LOGISTIC, BUILTIN_SOFTMAX, BUILTIN_CUSTOM = 14, 25, 32
+BUILTIN_CAST, BUILTIN_ARG_MAX = 53, 56
+# Operators that pass numbers on as they are, but for type and shape: DEQUANTIZE, RESHAPE,
+# SQUEEZE, CAST, QUANTIZE.
+PASSING_ON = frozenset({6, 22, 43, BUILTIN_CAST, 114})
+# TensorType values, schema.fbs: FLOAT32, FLOAT16, FLOAT64, BFLOAT16.
+FLOAT_TYPES = frozenset({0, 1, 10, 18})
+EXPORTER_FILES = ("metadata.json", "meta.txt", "temp_meta.txt")
 # Labels of the largest public vocabularies fit many times; a ZIP bomb does not.
 MAX_ASSOCIATED_FILE_BYTES = 1 << 20
 MAX_ASSOCIATED_FILES = 32
 MAX_OPTIONS_BYTES = 1 << 16
-MAX_CLASSES = 1 << 16
 MAX_ANCHORS = 1 << 17
 
 
@@ -55,7 +60,8 @@ class TfliteFile:
 
     custom_ops: frozenset[str]
     outputs: tuple[int, ...]
-    producers: dict[int, str | int]  # output tensor -> custom op name or builtin code
+    # Output tensor -> custom op name or builtin code of what makes its numbers; see `_maker`.
+    producers: dict[int, str | int]
     ssd_outputs: tuple[int, ...]  # boxes, classes, scores, count; empty without that op
     ssd_classes: int | None  # as that operator counts them
     mean: tuple[float, ...] | None
@@ -64,8 +70,10 @@ class TfliteFile:
     description: str | None
     version: str | None
     label_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    exporter: dict[str, Any] = field(default_factory=dict)  # Ultralytics: names, task, imgsz
+    exporter: dict[str, Any] = field(default_factory=dict)  # see `parse_notes`
     detector: DetectorNotes | None = None
+    # Output tensor -> the channels that an ARG_MAX behind it chose among.
+    arg_max_classes: dict[int, int] = field(default_factory=dict)
 
 
 class _Table:
@@ -171,7 +179,7 @@ def _parse_model(data: bytes) -> TfliteFile:
         for code in model.tables(1)
     ]
     buffers = [buffer.span(0, 1) for buffer in model.tables(4)]
-    outputs, producers, ssd, ssd_classes = _parse_main_graph(model, operators)
+    graph = _parse_main_graph(model, operators)
     metadata = None
     for entry in model.tables(6):
         if entry.text(0) == "TFLITE_METADATA":
@@ -181,10 +189,11 @@ def _parse_model(data: bytes) -> TfliteFile:
     label_files, exporter = _associated_files(data)
     return TfliteFile(
         custom_ops=frozenset(name for name, builtin in operators if builtin == BUILTIN_CUSTOM),
-        outputs=outputs,
-        producers=producers,
-        ssd_outputs=ssd,
-        ssd_classes=ssd_classes,
+        outputs=graph.outputs,
+        producers=graph.producers,
+        ssd_outputs=graph.ssd_outputs,
+        ssd_classes=graph.ssd_classes,
+        arg_max_classes=graph.arg_max_classes,
         mean=mean,
         std=std,
         name=metadata.text(0) if metadata else None,
@@ -196,30 +205,84 @@ def _parse_model(data: bytes) -> TfliteFile:
     )
 
 
-def _parse_main_graph(
-    model: _Table, operators: list[tuple[str, int]]
-) -> tuple[tuple[int, ...], dict[int, str | int], tuple[int, ...], int | None]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Graph:
+    """The fields of `TfliteFile` that come from the operators."""
+
+    outputs: tuple[int, ...]
+    producers: dict[int, str | int]
+    ssd_outputs: tuple[int, ...]
+    ssd_classes: int | None
+    arg_max_classes: dict[int, int]
+
+
+def _parse_main_graph(model: _Table, operators: list[tuple[str, int]]) -> _Graph:
     graph = next(model.tables(2), None)
     if graph is None:
         raise ValueError("it has no graph")
+    are_floats, shapes = [], []
     for tensor in graph.tables(0):  # walked for its bounds: truncation shows here
-        tensor.span(0, 4)
+        shapes.append(tensor.numbers(0, "i"))
         tensor.text(3)
+        are_floats.append(tensor.scalar(1, "<b") in FLOAT_TYPES)
     outputs = graph.numbers(2, "i")
-    producers: dict[int, str | int] = {}
+    makers: dict[int, tuple[str | int, int]] = {}
     ssd: tuple[int, ...] = ()
     ssd_classes = None
     for operator in graph.tables(3):
         name, builtin = operators[operator.scalar(0, "<I")]
         made = operator.numbers(2, "i")
-        for tensor_number in made:
-            if tensor_number in outputs:
-                producers[tensor_number] = name if builtin == BUILTIN_CUSTOM else builtin
+        source = next(iter(operator.numbers(1, "i")), -1)
+        makers |= dict.fromkeys(made, (name if builtin == BUILTIN_CUSTOM else builtin, source))
         if name == SSD_CUSTOM_OP and len(made) == 4:
             ssd = made
             start, length = operator.span(5, 1)
             ssd_classes = _class_count(operator.data[start : start + length])
-    return outputs, producers, ssd, ssd_classes
+    chosen_among = {one: _arg_max_classes(one, makers, shapes) for one in outputs}
+    return _Graph(
+        outputs=outputs,
+        producers={one: _maker(one, makers, are_floats) for one in outputs if one in makers},
+        ssd_outputs=ssd,
+        ssd_classes=ssd_classes,
+        arg_max_classes={one: count for one, count in chosen_among.items() if count is not None},
+    )
+
+
+def _maker(
+    number: int, makers: dict[int, tuple[str | int, int]], are_floats: list[bool]
+) -> str | int:
+    """Return what makes a tensor's numbers: the operator behind those that pass them on.
+
+    A quantized softmax with float output ends in DEQUANTIZE, one in another shape in RESHAPE.
+    A cast of whole numbers stays the maker, because it tells that they are whole.
+
+    makers: tensor -> (custom op name or builtin code, the first tensor it reads)
+    """
+    operator, source = first, _ = makers[number]
+    seen, is_whole = {number}, False
+    while operator in PASSING_ON and source in makers and source not in seen:
+        is_source_float = not 0 <= source < len(are_floats) or are_floats[source]
+        is_whole |= operator == BUILTIN_CAST and not is_source_float
+        seen.add(source)
+        operator, source = makers[source]
+    if is_whole and operator != BUILTIN_ARG_MAX:
+        return BUILTIN_CAST
+    return first if operator in PASSING_ON else operator
+
+
+def _arg_max_classes(
+    number: int, makers: dict[int, tuple[str | int, int]], shapes: list[tuple[int, ...]]
+) -> int | None:
+    """Return how many channels the ARG_MAX behind a tensor chose among."""
+    seen: set[int] = set()
+    while number in makers and number not in seen:
+        seen.add(number)
+        operator, source = makers[number]
+        if operator == BUILTIN_ARG_MAX:
+            shape = shapes[source] if 0 <= source < len(shapes) else ()
+            return shape[-1] if shape and 0 < shape[-1] <= MAX_CLASSES else None
+        number = source if operator in PASSING_ON else -1
+    return None
 
 
 def _class_count(options: bytes) -> int | None:
@@ -287,22 +350,11 @@ def _associated_files(data: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str
                     continue
                 with archive.open(info) as file:
                     text = file.read(MAX_ASSOCIATED_FILE_BYTES).decode("utf-8", "replace")
-                if info.filename in ("metadata.json", "temp_meta.txt"):
-                    exporter = _exporter_notes(text)
+                notes = parse_notes(text)
+                if info.filename in EXPORTER_FILES or (notes and notes.get("names")):
+                    exporter = notes if notes and not exporter.get("names") else exporter
                 else:
                     labels[info.filename] = tuple(text.splitlines())
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
         pass  # no ZIP, or one we cannot read: then the file simply says nothing more
     return labels, exporter
-
-
-def _exporter_notes(text: str) -> dict[str, Any]:
-    """Parse Ultralytics' notes: JSON in new exports, a Python literal in old ones."""
-    parsers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
-    for parse in parsers:
-        try:
-            notes = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            continue
-        return notes if isinstance(notes, dict) else {}
-    return {}

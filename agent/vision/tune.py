@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from agent.choices import CHOICES_FILE, Choice, most_threads, read_choices, write_choices
+from agent.choices import CHOICES_FILE, Choice, add_choices, most_threads
 from agent.config import Config, ModelConfig
 from agent.errors import EXIT_OK, ModelError
 from agent.vision.accelerate import explain
@@ -83,7 +83,7 @@ def section_of(config: Config, given: ModelConfig) -> ModelConfig:
 def _store(path: Path, key: str, choice: Choice) -> str | None:
     """Remember the choice; return why not, where it cannot be written."""
     try:
-        write_choices(path, {**read_choices(path), key: choice})
+        add_choices(path, {key: choice})
     except OSError as error:
         return error.strerror or str(error)
     return None

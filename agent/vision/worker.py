@@ -6,6 +6,7 @@ It speaks to its parent over one socket and to nobody else. When the parent goes
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -15,14 +16,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 
 from agent.choices import Choice
-from agent.config import CameraConfig, SecondStage
+from agent.config import CameraConfig, ModelConfig
 from agent.contract.payloads import CameraState, MeasuredRun
 from agent.errors import EXIT_FAILURE, ModelError
 from agent.link import (
+    OPENING,
     Beat,
     CameraChange,
     CameraCounts,
@@ -41,12 +44,14 @@ from agent.link import (
 from agent.logs import configure_logging
 from agent.sensors.clock import read_clock_synced
 from agent.vision.capture import Capture
-from agent.vision.cascade import Cascade, Stage
+from agent.vision.cascade import Cascade, SecondStages
 from agent.vision.chooser import FirstLook
 from agent.vision.encode import CameraStream, Origin
 from agent.vision.filter import filter_of
 from agent.vision.handoff import FrameBuffers, LatestSlot, U8Image
-from agent.vision.model import load_model
+from agent.vision.heads import Task
+from agent.vision.model import Model, load_model
+from agent.vision.notes import camera_notes
 from agent.vision.pipeline import CameraLane, Pipeline
 from agent.vision.recurrent import State
 
@@ -70,6 +75,7 @@ class Worker:
         self._lanes: dict[str, CameraLane] = {}
         self._capture_ticks: dict[str, int] = {}
         self._pipeline: Pipeline | None = None
+        self._opening_since: int | None = None
 
     def run(self) -> int:
         """Serve one start message until told to stop; return the exit code."""
@@ -104,10 +110,12 @@ class Worker:
         ready = threading.Condition()
         for config in start.cameras:
             self._add_camera(config, start, ready)
-        chooser = FirstLook(start.choices, start.most_threads, self._learned)
-        model = load_model(start.model, chooser=chooser, avoid=start.avoid)
+        chooser = FirstLook(start.choices, start.most_threads, self._learned, self._note_opening)
+        model = self._load(start.model, start, chooser)
         measured_ms = chooser.measured_ms  # of this model; second stages are chosen next
-        stages, notes = self._second_stages(start, chooser)
+        second = self._second_stages(start, chooser, model.head.task)
+        stages = second.stages
+        fallbacks = {"": model.reason or ""} if model.is_fallback else {}
         for lane in self._lanes.values():
             lane.state = State(model.engine, model.feedback) if model.feedback else None
         accelerator = model.engine.accelerator
@@ -134,8 +142,12 @@ class Worker:
                 task=model.head.task,
                 head=model.head.kind,
                 accelerator=accelerator,
-                is_fallback=model.is_fallback,
                 reason=model.reason,
+                is_accelerated=any(
+                    not one.engine.accelerator.startswith("cpu")
+                    for one in (model, *(stage.model for stage in stages))
+                ),
+                fallbacks=fallbacks | second.fallbacks,
                 run=MeasuredRun(
                     runtime=model.engine.runtime,
                     threads=model.engine.threads,
@@ -143,7 +155,7 @@ class Worker:
                     invoke_ms=measured_ms,
                 ),
                 first_invoke_s=model.engine.first_invoke_s,
-                notes=(*model.notes, *notes),
+                notes=(*model.notes, *second.notes, *camera_notes(start.cameras, model.head.task)),
             )
         )
         log.info(
@@ -157,15 +169,22 @@ class Worker:
         # After Ready, so that no result comes before the status that names its model.
         return self._pipeline.start()
 
-    def _second_stages(self, start: Start, chooser: FirstLook) -> tuple[list[Stage], list[str]]:
-        """Load the models that look at boxes; return them, and notes on them."""
-        stages: list[Stage] = []
-        notes: list[str] = []
-        for config in start.model.then:
-            stage, said = _second_stage(config, start, chooser)
-            stages += [stage] if stage is not None else []
-            notes += [f"[models.{config.model}]: {note}" for note in said]
-        return stages, notes
+    def _load(self, config: ModelConfig, start: Start, chooser: FirstLook) -> Model:
+        """Load a model; while its accelerator is opened in this process, a stage says so."""
+        try:
+            return load_model(config, chooser=chooser, avoid=start.avoid)
+        finally:
+            self._opening_since = None
+
+    def _second_stages(self, start: Start, chooser: FirstLook, task: Task) -> SecondStages:
+        """Load the models that look at boxes; without one of them the others work, and say so."""
+        second = SecondStages()
+        for config in start.model.then if task == "detection" else ():
+            second.add(config, partial(self._load, start.second[config.model], start, chooser))
+        return second
+
+    def _note_opening(self) -> None:
+        self._opening_since = time.monotonic_ns()
 
     def _learned(self, key: str, choice: Choice) -> None:
         self._say(Learned(key=key, choice=choice))
@@ -233,12 +252,19 @@ class Worker:
         threading.Thread(target=run, name=f"agent.capture.{name}", daemon=True).start()
 
     def _emit(self, camera: str, seq: int, frame_id: int, payload: bytes) -> None:
-        self._say(ResultOut(camera=camera, seq=seq, frame_id=frame_id, payload=payload))
+        try:
+            self._say(ResultOut(camera=camera, seq=seq, frame_id=frame_id, payload=payload))
+        except OSError as error:
+            raise RuntimeError(
+                f"a result of {len(payload)} bytes is too large to hand on; lower max_detections"
+            ) from error
 
     def _say(self, message: FromWorker) -> None:
         try:
             send(self.link, message)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                raise  # our own fault
             os._exit(0)  # the parent is gone, and with it every reason to be here
 
     def _beat_loop(self) -> None:
@@ -257,6 +283,9 @@ class Worker:
                 )
                 for name, lane in list(self._lanes.items())
             }
+            opening_since = self._opening_since
+            if opening_since is not None:
+                ticks[OPENING] = opening_since
             ages = {stage: (now - at) / 1e9 for stage, at in ticks.items()}
             p99_s = self._pipeline.invoke_p99_s() if self._pipeline is not None else None
             self._say(Beat(stage_age_s=ages, cameras=counts, invoke_p99_s=p99_s))
@@ -273,18 +302,6 @@ class Worker:
                 os._exit(0)
             if isinstance(message, Stop):
                 self.stopping.set()
-
-
-def _second_stage(
-    config: SecondStage, start: Start, chooser: FirstLook
-) -> tuple[Stage | None, tuple[str, ...]]:
-    """Load one; where that cannot be done the first model works without it, and says so."""
-    try:
-        model = load_model(start.second[config.model], chooser=chooser, avoid=start.avoid)
-        return Stage(config, model), model.notes
-    except ModelError as error:
-        log.error("second stage left out model=%s: %s", config.model, error)  # noqa: TRY400
-        return None, (f"left out: {error}",)
 
 
 class _Remembered:

@@ -38,8 +38,8 @@ POINTS = [
     payloads.Keypoint(label=None, score=None, x=0.0, y=719.5),
 ]
 POSES = [
-    payloads.Pose(score=0.7, box=None, points=POINTS),
-    payloads.Pose(score=0.3, box=(0.0, 0.0, 10.0, 20.0), points=[]),
+    payloads.Pose(label="person", class_id=0, score=0.7, box=None, points=POINTS),
+    payloads.Pose(label=None, class_id=1, score=0.3, box=(0.0, 0.0, 10.0, 20.0), points=[]),
 ]
 REGIONS = [
     payloads.Region(

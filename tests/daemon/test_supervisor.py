@@ -32,8 +32,9 @@ READY = Ready(
     task="detection",
     head="ssd",
     accelerator="cpu",
-    is_fallback=False,
     reason=None,
+    is_accelerated=False,
+    fallbacks={},
     run=MeasuredRun(runtime="fake 1", threads=1, xnnpack=False, invoke_ms=None),
     first_invoke_s=0.02,
     notes=(),
@@ -98,14 +99,15 @@ class Rig:
         self.supervisor = Supervisor(
             make_start=self._make_start,
             listener=self.heard,
-            failover=Failover(wanted),
+            failover=Failover((wanted,)),
             start_probe=self._start_probe,
             spawn=self._spawn,
             clock=lambda: self.now,
         )
 
-    def _start_probe(self):
+    def _start_probe(self, models):
         self.probes.append(ScriptedProbe(self))
+        self.probed = models
         return self.probes[-1]
 
     def _make_start(self, resume, avoid):
@@ -358,11 +360,11 @@ def test_stop_takes_the_last_results(rig):
 
 
 def on_delegate(rig):
-    rig.say(structs.replace(READY, accelerator="delegate:/x.so"))
+    rig.say(structs.replace(READY, accelerator="delegate:/x.so", is_accelerated=True))
 
 
 def test_an_accelerator_that_kills_three_times_rests_and_the_next_starts_at_once(rig):
-    rig.supervisor.failover.wanted = "delegate:/x.so"
+    rig.supervisor.failover.wanted = ("delegate:/x.so",)
     rig.start()
     for _ in range(3):
         on_delegate(rig)
@@ -374,9 +376,9 @@ def test_an_accelerator_that_kills_three_times_rests_and_the_next_starts_at_once
 
 
 def test_a_probe_that_succeeds_replaces_the_worker(rig):
-    rig.supervisor.failover.wanted = "delegate:/x.so"
+    rig.supervisor.failover.wanted = ("delegate:/x.so",)
     rig.start()
-    rig.say(structs.replace(READY, is_fallback=True, reason="absent"), result(1, 5))
+    rig.say(structs.replace(READY, fallbacks={"": "absent"}), result(1, 5))
     assert not rig.probes
     rig.now += PROBE_FIRST_S
     rig.say(beat())
@@ -396,9 +398,9 @@ def test_a_probe_that_succeeds_replaces_the_worker(rig):
 
 
 def test_a_worker_that_does_not_end_as_asked_is_killed(rig):
-    rig.supervisor.failover.wanted = "delegate:/x.so"
+    rig.supervisor.failover.wanted = ("delegate:/x.so",)
     rig.start()
-    rig.say(structs.replace(READY, is_fallback=True, reason="absent"))
+    rig.say(structs.replace(READY, fallbacks={"": "absent"}))
     rig.now += PROBE_FIRST_S
     rig.say(beat())
     rig.probe_answer = ""
@@ -412,9 +414,9 @@ def test_a_worker_that_does_not_end_as_asked_is_killed(rig):
 
 
 def test_a_probe_that_fails_leaves_the_worker_alone(rig):
-    rig.supervisor.failover.wanted = "edgetpu"
+    rig.supervisor.failover.wanted = ("edgetpu",)
     rig.start()
-    rig.say(structs.replace(READY, is_fallback=True, reason="absent"))
+    rig.say(structs.replace(READY, fallbacks={"": "absent"}))
     rig.now += PROBE_FIRST_S
     rig.say(beat())
     rig.probe_answer = "no Edge TPU is plugged in"
@@ -442,11 +444,63 @@ def test_what_was_learned_is_handed_on(rig):
 
 
 def test_ending_ends_the_probe(rig):
-    rig.supervisor.failover.wanted = "edgetpu"
+    rig.supervisor.failover.wanted = ("edgetpu",)
     rig.start()
-    rig.say(structs.replace(READY, is_fallback=True, reason="absent"))
+    rig.say(structs.replace(READY, fallbacks={"": "absent"}))
     rig.now += PROBE_FIRST_S
     rig.say(beat())
     rig.supervisor.check()
     rig.supervisor.ask_to_stop()
     assert rig.probes[0].is_ended
+
+
+def test_what_is_probed_are_the_models_that_do_without(rig):
+    rig.supervisor.failover.wanted = ("cpu", "edgetpu")
+    rig.start()
+    rig.say(structs.replace(READY, fallbacks={"breeds": "[models.breeds]: absent"}))
+    rig.now += PROBE_FIRST_S
+    rig.say(beat())
+    rig.supervisor.check()
+    assert rig.probed == ("breeds",)
+
+
+def test_deaths_with_a_second_stage_on_an_accelerator_are_counted(rig):
+    rig.supervisor.failover.wanted = ("cpu", "delegate:/x.so")
+    rig.start()
+    for _ in range(3):
+        rig.say(structs.replace(READY, is_accelerated=True))
+        rig.die(signal.SIGABRT)
+        rig.next_worker()
+    assert "died 3 times" in rig.avoided[-1]
+
+
+def test_an_accelerator_that_hangs_while_it_is_opened_is_not_waited_for_long(rig):
+    rig.supervisor.failover.wanted = ("edgetpu",)
+    rig.start()
+    rig.say(beat(opening=module.OPEN_STUCK_S - 1))
+    assert rig.heard.downs == []
+    rig.say(beat(opening=module.OPEN_STUCK_S + 1))
+    assert "stage opening stuck" in rig.heard.downs[0][1]
+    assert rig.next_worker() == 0.0
+    assert "stage opening stuck" in rig.avoided[-1]
+
+
+def test_a_start_that_cannot_be_sent_is_a_death(rig):
+    def too_large(resume, avoid):
+        start = rig._make_start(resume, avoid)
+        return structs.replace(start, boot_id="x" * (8 << 20))
+
+    rig.supervisor.make_start = too_large
+    rig.supervisor.start()
+    assert "cannot be told its work" in rig.heard.downs[0][1]
+
+
+def test_a_slow_start_earns_no_quick_restart(rig):
+    rig.start()
+    for _ in range(2):
+        rig.now += 2 * module.STABLE_S
+        rig.say(READY)
+        rig.supervisor.check()
+        rig.die()
+        waited = rig.next_worker()
+    assert waited > 0.0

@@ -7,10 +7,13 @@ stay what they are until it misbehaves.
 import time
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from harness import config_text
+from made_models import MadeInput, MadeTensor, made_model
 from plugins import build_plugin
 
+OPS = "RESHAPE,LOGISTIC,ADD"
 ON_DELEGATE = "delegate:libtestdelegate.so"
 CAMERA = "loop = true\nfps = 15\nrealtime = true"
 
@@ -100,26 +103,69 @@ def test_a_device_that_is_pulled_out_and_plugged_in_again(
     subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=30)
     subscriber.wait_results(len(subscriber.results()) + 10)
     assert longest_gap_s(subscriber, since) <= 3.0
+    accelerator = subscriber.last("board-1/status")["accelerator"]
+    assert accelerator["used"] == "cpu:xnnpack"
+    assert accelerator["reason"]
     pulled.unlink()
     subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=60)
     assert_nothing_is_missing(subscriber)
     assert agent.process.poll() is None
 
 
-def test_a_delegate_that_hangs_is_killed(broker, subscriber, run_agent, plugin, tmp_path):
+def test_a_delegate_that_hangs_is_killed_and_left_alone(
+    broker, subscriber, run_agent, plugin, tmp_path
+):
     fault = tmp_path / "fault"
     agent = run_agent(config(broker, plugin, tmp_path, mode="hang", misbehave_file=fault))
     subscriber.wait_results(20)
-    first = agent.worker().pid
     fault.touch()
     since = time.time()
-    subscriber.wait(lambda: agent.worker().pid != first, timeout_s=30)
+    subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=40)
+    subscriber.wait_results(len(subscriber.results()) + 5)
+    assert 9.0 < longest_gap_s(subscriber, since - 5.0) <= 15.0, "20 runs, or 10 s"
+    assert "stage inference stuck" in subscriber.last("board-1/status")["accelerator"]["reason"]
     fault.unlink()
-    assert 9.0 < time.time() - since < 14.0
-    subscriber.wait(lambda: arrivals(subscriber, since + 9.0), timeout_s=30)
-    assert longest_gap_s(subscriber, since - 5.0) <= 15.0
-    assert "stage inference stuck" in agent.log
+    subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=60)
     assert_nothing_is_missing(subscriber)
+    assert agent.process.poll() is None
+
+
+def test_a_second_stage_s_accelerator_rests_as_well(
+    broker, subscriber, run_agent, plugin, tmp_path
+):
+    scores = MadeTensor(np.array([[0.1, 0.8, 0.1]], np.float32), through="softmax")
+    image = MadeInput(shape=(1, 32, 32, 3))
+    (tmp_path / "breeds.tflite").write_bytes(made_model([scores], inputs=[image]))
+    (tmp_path / "breeds.txt").write_text("tabby\nmanx\nsphynx\n")
+    fault = tmp_path / "fault"
+    fault.touch()
+    more = f"""
+[[model.then]]
+model = "breeds"
+labels = ["cat"]
+[models.breeds]
+path = "{tmp_path}/breeds.tflite"
+labels_file = "{tmp_path}/breeds.txt"
+accelerator = "delegate:{plugin}"
+delegate_options = {{ mode = "abort", after = "40", ops = "{OPS}", misbehave_file = "{fault}" }}
+"""
+    text = config_text(broker.port, camera=CAMERA, state_dir=tmp_path / "state")
+    agent = run_agent(text.replace("[[camera]]", more + "[[camera]]", 1))
+
+    def last_cascade():
+        found = [one["cascade"][0] for one in subscriber.results() if one.get("cascade")]
+        return found[-1]["accelerator"] if found else None
+
+    subscriber.wait(lambda: last_cascade() == ON_DELEGATE)
+    subscriber.wait(lambda: last_cascade() == "cpu:xnnpack", timeout_s=60)
+    problems = subscriber.wait(lambda: subscriber.last("board-1/status")["health"])
+    assert any(
+        "[models.breeds]" in one["message"] and "died 3 times" in one["message"] for one in problems
+    )
+    fault.unlink()
+    subscriber.wait(lambda: last_cascade() == ON_DELEGATE, timeout_s=60)
+    assert_nothing_is_missing(subscriber)
+    assert longest_gap_s(subscriber) <= 3.0
     assert agent.process.poll() is None
 
 

@@ -52,7 +52,7 @@ def test_each_model_has_a_worker_and_dies_alone(broker, subscriber, run_agent, t
     since = time.time()
     subscriber.wait(lambda: len(by_camera(subscriber, since + 1).get("door", ())) > 20)
     subscriber.wait(lambda: by_camera(subscriber, since + 4).get("yard"), timeout_s=30)
-    status = subscriber.last("board-1/status")
+    subscriber.wait(lambda: not subscriber.last("board-1/status")["health"])
     door = [result["seq"] for result in by_camera(subscriber)["door"]]
     assert door == list(range(1, len(door) + 1))
     telemetry = subscriber.wait(

@@ -116,6 +116,18 @@ def test_what_is_missing_or_damaged_is_named_and_the_rest_evaluated(tmp_path, go
     ]
 
 
+def test_a_model_the_file_does_not_know_costs_its_own_row_only(tmp_path, golden):
+    other = tmp_path / "other.tflite"
+    other.write_bytes((BUNDLE / "model.tflite").read_bytes())
+    code, report, stderr = evaluate(tmp_path, as_expected(golden), models=("default", str(other)))
+    assert code == 69
+    first, second = report["models"]
+    assert first["error"] is None
+    assert first["matched"] > 0
+    assert 'no entry for the model "other"' in second["error"]
+    assert second["error"] in stderr
+
+
 def test_one_broken_model_costs_its_own_row_only(tmp_path, golden):
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(b"TFL3" * 100)

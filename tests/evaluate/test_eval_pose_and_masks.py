@@ -21,6 +21,8 @@ CSV = HEADING + "0,1,0,0.5,0.25,0.5\n0,1,1,0.75,0.5,1.0\n"
 
 def figure(*points, score=1.0):
     return Pose(
+        label=None,
+        class_id=0,
         score=score,
         box=None,
         points=[Keypoint(label=None, score=s, x=x, y=y) for x, y, s in points],

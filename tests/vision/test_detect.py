@@ -221,9 +221,9 @@ def test_drawing_fits_any_size(tmp_path, size):
         for (x, y), score in zip(corners * 4 + [(0, 0)], [None, 0.9, 0.1, 1.0] * 5, strict=False)
     ]
     figures = [
-        Pose(score=0.5, box=None, points=points),
-        Pose(score=0.4, box=(0, 0, *size), points=points[:3]),
-        Pose(score=0.4, box=None, points=[]),
+        Pose(label=label, class_id=0, score=0.5, box=None, points=points),
+        Pose(label=None, class_id=1, score=0.4, box=(0, 0, *size), points=points[:3]),
+        Pose(label=None, class_id=0, score=0.4, box=None, points=[]),
     ]
     regions = [
         Region(label=label, class_id=3, area=0.5, polygons=[corners, corners[:3]]),
@@ -377,7 +377,7 @@ def test_figures_are_in_pixels_of_the_picture(tmp_path, capfd):
     assert (cv2.imread(str(tmp_path / "out" / "wide.png")) != 90).any()
     assert main(["detect", str(tmp_path / "movenet.tflite"), str(image)]) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines[0] == f"{image}: figure 0.60"
+    assert lines[0] == f"{image}: person 0.60"
     assert lines[1] == f"{image}:   nose 0.20 at 100.0, 0.0"
     assert len(lines) == 18
 

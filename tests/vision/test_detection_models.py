@@ -271,3 +271,19 @@ def test_raw_says_what_would_be_needed(tmp_path, runtime):
     model = loaded(tmp_path, runtime, made_model([MadeTensor(boxes), MadeTensor(scores, "s")]))
     assert model.head.kind == "raw"
     assert "anchors.npy" in model.head.why
+
+
+def test_labels_with_a_background_that_the_map_does_not_have(tmp_path, runtime):
+    """ARG_MAX chose among 3 channels: a list of 4 that begins with a background is one off."""
+    scores = np.zeros((1, 32, 32, 3), np.float32)
+    scores[..., 1] = 1.0
+    map_of_ones = MadeTensor(scores, through="argmax")
+    data = made_model([map_of_ones], inputs=[MadeInput(shape=(1, 32, 32, 3))])
+    labels = tmp_path / "labels.txt"
+    labels.write_text("background\nroad\nwall\nsky\n")
+    model = loaded(tmp_path, runtime, data, labels_file=str(labels))
+    assert (model.head.task, model.head.class_count) == ("segmentation", 3)
+    assert model.labels == ("road", "wall", "sky")
+    labels.write_text("void\nroad\nwall\n# a note\n# another\n")
+    longer = loaded(tmp_path, runtime, data, labels_file=str(labels))
+    assert longer.labels[:3] == ("void", "road", "wall")

@@ -96,6 +96,8 @@ def test_families(zoo, capfd, name, kind, resize, pixels):
         assert document["labels"]["count"] in (document["class_count"], 90)
     example = parse_manifest(msgspec.json.encode(document["manifest_example"]), where="example")
     assert example.head.type == kind
+    if kind == "yolov8":
+        assert (example.head.box_units, example.head.box_format) == ("normalized", "xywh")
 
 
 def test_normalization_is_said_in_words(tmp_path, capfd):
@@ -252,3 +254,51 @@ def test_through_a_child_everything_is_the_same(capfd, monkeypatch):
         assert document.pop("invoke_ms") > 0
         documents.append(document)
     assert documents[0] == documents[1]
+
+
+def test_a_label_of_the_family_is_not_said_to_be_the_exporters(tmp_path, capfd):
+    path = write(
+        tmp_path,
+        MadeTensor(np.zeros((1, 896, 16), np.float32), name="boxes"),
+        MadeTensor(np.zeros((1, 896, 1), np.float32), name="scores"),
+        shape=(1, 128, 128, 3),
+        dtype="float32",
+    )
+    _, document = run_json(capfd, path)
+    assert document["labels"]["first"] == ["face"]
+    assert document["labels"]["source"] == "what is known of this family"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "zip_files", "head"),
+    [
+        (MadeTensor(np.zeros((1, 5), np.float32), through="softmax"), {}, {"logits": False}),
+        (MadeTensor(np.zeros((1, 5), np.float32)), {"l.txt": "a\nb\nc\nd\ne"}, {"logits": True}),
+        (MadeTensor(np.zeros((1, 16, 16, 1), np.float32), through="logistic"), {},
+         {"logits": False}),
+        (MadeTensor(np.zeros((1, 16, 16), np.int64)), {}, {}),
+    ],
+)  # fmt: skip
+def test_what_was_inferred_is_in_the_example(tmp_path, capfd, tensor, zip_files, head):
+    path = tmp_path / "model.tflite"
+    image = MadeInput(shape=(1, 64, 64, 3))
+    path.write_bytes(made_model([tensor], inputs=[image], zip_files=zip_files))
+    _, bare = run_json(capfd, path)
+    example = bare["manifest_example"]
+    score = example["head"].pop("score_threshold")
+    assert example["head"] == {"type": bare["head"]["kind"], **head}
+    example["head"]["score_threshold"] = score
+    (tmp_path / "manifest.json").write_text(json.dumps(example))
+    _, folder = run_json(capfd, tmp_path)
+    for key in ("kind", "task"):
+        assert folder["head"][key] == bare["head"][key]
+    assert folder["manifest_example"] == example
+
+
+def test_labels_without_the_background_of_their_list_keep_their_source(tmp_path, capfd):
+    path = tmp_path / "model.tflite"
+    one = MadeTensor(np.zeros((1, 2), np.float32), through="softmax")
+    path.write_bytes(made_model([one], zip_files={"l.txt": "background\na\nb"}))
+    _, document = run_json(capfd, path)
+    assert document["labels"]["first"] == ["a", "b"]
+    assert document["labels"]["source"] == "l.txt inside the model"

@@ -198,3 +198,9 @@ def test_zoo_agreement_in_process(zoo, runtime):
             plain = json.loads(encode(found))
             found_problems += problems(picture, expected, plain, reference["tolerance"][which])
     assert not found_problems
+
+
+def test_a_manifest_that_contradicts_itself_about_the_task(folder):
+    rewrite(folder, task="pose")
+    with pytest.raises(ModelError, match="calls this a pose model, but its head gives detection"):
+        load_model(ModelConfig(path=str(folder)))

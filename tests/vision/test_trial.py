@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,13 +29,16 @@ from agent.trial_words import (
     Refused,
     TrialRequest,
     explain_signal,
+    signal_name,
     start_trial,
+    trial_command,
 )
 from agent.vision import measure, trial
+from agent.vision.chooser import FirstLook
 from agent.vision.engines import DelegateError
 from agent.vision.manifest import parse_manifest
 from agent.vision.measure import Search, is_finite
-from agent.vision.model_files import read_model
+from agent.vision.model_files import EDGETPU_FILE, read_model
 from agent.vision.trial import (
     accelerator_key,
     choice_key,
@@ -241,6 +245,79 @@ def test_slow_model_is_measured_by_few_runs(monkeypatch):
     assert now[0] == 3.0
 
 
+# One at a time on a board.
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """The name that says that somebody measures, held by somebody; not the one of the board."""
+    monkeypatch.setattr(trial, "ALONE_NAME", f"\0edge-agent.test.{os.getpid()}")
+    with socket.socket(socket.AF_UNIX) as name:
+        name.bind(trial.ALONE_NAME)
+        yield name
+
+
+def is_held():
+    with socket.socket(socket.AF_UNIX) as name:
+        try:
+            name.bind(trial.ALONE_NAME)
+        except OSError:
+            return True
+    return False
+
+
+class Good:
+    """A child that finds one way to run a model, while its parent holds the name."""
+
+    def __init__(self, request):
+        pass
+
+    def wait(self, say):
+        assert is_held()
+        return trial_words._conclude(TrialRequest(model=ModelConfig()), [GOOD, Passed()], "", 0)
+
+
+def test_others_are_not_disturbed_while_they_measure(model_file, monkeypatch, held):
+    path = model_file(made_boxes())
+    said, naps = [], []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        if len(naps) == 3:
+            held.close()
+
+    monkeypatch.setattr(trial.time, "sleep", sleep)
+    monkeypatch.setattr(trial, "start_trial", Good)
+    choice = try_model(read_model(path), ModelConfig(path=path), most_threads=1, say=said.append)
+    assert choice.invoke_ms == 20.0
+    assert len(naps) == 3
+    assert said == ["waiting until no other model is measured"]
+    assert not is_held()
+
+
+def test_others_are_not_waited_for_for_ever(model_file, monkeypatch, held, caplog):
+    path = model_file(made_boxes())
+    monkeypatch.setattr(trial, "ALONE_WITHIN_S", -1.0)
+    monkeypatch.setattr(trial, "start_trial", Good)
+    assert try_model(read_model(path), ModelConfig(path=path), most_threads=1).invoke_ms == 20.0
+    assert "not measured alone" in caplog.text
+
+
+def test_measuring_ends_with_its_process(monkeypatch, held):
+    held.close()
+    code = (
+        "import os, signal, sys; from agent.vision import trial; "
+        f"trial.ALONE_NAME = {trial.ALONE_NAME!r}\n"
+        "with trial._alone(None): print('held', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, **pipes) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert is_held()
+        other.kill()
+    assert not is_held()
+
+
 # What a child says, and what is concluded from how it ends.
 
 
@@ -419,6 +496,46 @@ def test_whole_trial_has_a_limit(model_file):
     assert "could not be tried within 0.01 s" in start_trial(request).wait().refused
 
 
+def is_gone(process):
+    """Wait until a process that is not our child has ended."""
+    for _ in range(500):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1][0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    os.kill(process, signal.SIGKILL)
+    return False
+
+
+def test_child_whose_parent_has_gone_does_nothing():
+    # Not even look for its libraries, which are not in that folder.
+    command = [*trial_command(os.getppid())[:-1], "/nonexistent"]
+    question = msgspec.json.encode(TrialRequest(model=ModelConfig(), runtime=RUNTIMES[0]))
+    done = subprocess.run(command, input=question, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+def test_parent_that_dies_at_once_leaves_no_child(model_file):
+    code = (
+        "import os, signal, sys; from agent.config import ModelConfig; "
+        "from agent.trial_words import TrialRequest, start_trial; "
+        f"trial = start_trial(TrialRequest(model=ModelConfig(path=sys.argv[1]), "
+        f"runtime={RUNTIMES[0]!r}, run_within_s=300.0, limit_s=300.0)); "
+        "os.write(1, b'%d\\n' % trial.process.pid); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    parent = subprocess.run(
+        [sys.executable, "-c", code, model_file(made_endless())],
+        capture_output=True,
+        cwd=PROJECT,
+        check=False,
+    )
+    assert parent.returncode == -signal.SIGKILL
+    assert is_gone(int(parent.stdout))
+
+
 def test_child_dies_with_whoever_started_it(model_file):
     code = (
         "import sys, time; from agent.config import ModelConfig; "
@@ -438,15 +555,7 @@ def test_child_dies_with_whoever_started_it(model_file):
         child = int(parent.stdout.readline())
         assert parent.stdout.readline() == b"loading\n"
         parent.kill()
-    for _ in range(500):
-        try:
-            state = Path(f"/proc/{child}/stat").read_text().rsplit(") ", 1)[1][0]
-        except FileNotFoundError:
-            return
-        if state == "Z":
-            return
-        time.sleep(0.02)
-    pytest.fail("the trial went on without anybody to tell")
+    assert is_gone(child)
 
 
 CONFINED = """
@@ -459,7 +568,7 @@ confine_memory()
 limits = {name: resource.getrlimit(getattr(resource, "RLIMIT_" + name))
           for name in ("CORE", "CPU", "NOFILE", "FSIZE", "AS")}
 assert limits["CORE"] == (0, 0), limits
-assert limits["CPU"] == (14, 14), limits
+assert limits["CPU"] == (14, 19), limits
 assert limits["NOFILE"][1] <= 256, limits
 assert limits["FSIZE"] == (MAX_ANSWER_BYTES, MAX_ANSWER_BYTES), limits
 assert 512 << 20 < limits["AS"][1] < 1 << 50, limits
@@ -485,7 +594,24 @@ def test_limits_of_the_child():
     assert done.stdout.splitlines() == [f"{1 << 20} File too large", "no memory", "1000"]
 
 
+def test_child_that_used_up_its_processor_time_says_so():
+    code = (
+        "from agent.config import ModelConfig; from agent.trial_words import TrialRequest; "
+        "from agent.vision.confine import confine\n"
+        "confine(TrialRequest(model=ModelConfig(), limit_s=1.0))\n"
+        "while True: pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False)
+    assert done.returncode == -signal.SIGXCPU
+    request = TrialRequest(model=ModelConfig(), limit_s=1.0)
+    answer = trial_words._conclude(request, [DOING], "", done.returncode)
+    assert answer.refused == "could not be tried within 1 s; it was loading it"
+
+
 def test_signals_have_sentences():
+    assert signal_name(signal.SIGSEGV) == "SIGSEGV"
+    assert signal_name(40) == "signal 40"  # of the real-time ones, most have no name
+    assert "crashed (signal 40)" in explain_signal(40)
     assert "enough memory" in explain_signal(signal.SIGKILL)
     assert "crashed (SIGBUS)" in explain_signal(signal.SIGBUS)
 
@@ -525,6 +651,38 @@ def test_accelerator_that_works(model_file, tmp_path, runtime):
     choice = try_accelerator(read_model(config.path), config, invokes=3)
     assert choice.runtime == runtime
     assert choice.invoke_ms is not None
+
+
+def test_probe_tells_what_a_worker_would_look_for(model_file, tmp_path):
+    config = ModelConfig(
+        path=model_file(made_boxes()), accelerator=f"delegate:{build_plugin(tmp_path)}"
+    )
+    answer = start_trial(TrialRequest(model=config, probe=3)).wait()
+    assert answer.refused is None
+    assert answer.key == accelerator_key(read_model(config.path), config)
+    known, learned = {answer.key: answer.choice}, []
+    chooser = FirstLook(known, 1, lambda *each: learned.append(each))
+    chooser.on_accelerator(read_model(config.path), config)  # without another trial
+    assert not learned
+    assert chooser.measured_ms == answer.choice.invoke_ms
+
+
+@pytest.mark.parametrize("change", ["replaced", "added", "removed"])
+def test_compiled_model_that_was_replaced_meanwhile_is_refused(tmp_path, change):
+    (tmp_path / "model.tflite").write_bytes(made_boxes())
+    (tmp_path / "manifest.json").write_text('{"name": "made"}')
+    compiled = tmp_path / EDGETPU_FILE
+    if change != "added":
+        compiled.write_bytes(made_boxes())
+    config = ModelConfig(path=str(tmp_path), accelerator="edgetpu")
+    files = read_model(config.path)
+    compiled.unlink(missing_ok=True)
+    if change != "removed":
+        compiled.write_bytes(made_classifier())
+    with pytest.raises(DelegateError, match="was replaced while it was tried"):
+        try_accelerator(files, config)
+    with pytest.raises(ModelError, match="was replaced while it was tried"):
+        try_model(files, config, most_threads=1)
 
 
 @runtimes

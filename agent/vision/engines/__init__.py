@@ -64,6 +64,8 @@ class Wish:
     threads: int
     xnnpack: bool = True  # for what the processor runs
     delegate_options: Mapping[str, str] = field(default_factory=dict)
+    # Height and width in pixels for an image input that leaves them open.
+    image_size: tuple[int | None, int | None] = (None, None)
 
 
 class Engine(Protocol):

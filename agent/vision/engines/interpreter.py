@@ -26,14 +26,16 @@ class InterpreterEngine:
         reason: str | None,
         threads: int,
         delegated: tuple[int, int] | None = None,
+        sized: frozenset[int] = frozenset(),
     ) -> None:
+        """Run it once; `sized` are the inputs by tensor number whose open sizes were given."""
         self._interpreter = interpreter
         self.threads = threads
         self.runtime = runtime
         self.accelerator = accelerator
         self.reason = reason
         self.delegated = delegated
-        self.inputs = tuple(_spec(detail) for detail in interpreter.get_input_details())
+        self.inputs = tuple(_spec(detail, sized) for detail in interpreter.get_input_details())
         self._input_indices = tuple(spec.index for spec in self.inputs)
         self._fill_inputs()
         started = time.monotonic()
@@ -69,8 +71,9 @@ class InterpreterEngine:
             np.copyto(array, self._interpreter.tensor(index)())
 
 
-def _spec(detail: dict[str, Any]) -> TensorSpec:
+def _spec(detail: dict[str, Any], sized: frozenset[int] = frozenset()) -> TensorSpec:
     scale, zero_point = detail["quantization"]
+    is_open = any(int(size) < 0 for size in detail.get("shape_signature", ())[1:])
     return TensorSpec(
         index=int(detail["index"]),
         name=str(detail["name"]),
@@ -78,7 +81,7 @@ def _spec(detail: dict[str, Any]) -> TensorSpec:
         dtype=np.dtype(detail["dtype"]),
         scale=float(scale),
         zero_point=int(zero_point),
-        is_dynamic=any(int(size) < 0 for size in detail.get("shape_signature", ())[1:]),
+        is_dynamic=is_open and int(detail["index"]) not in sized,
     )
 
 
@@ -110,13 +113,14 @@ def open_interpreter(
 
 
 def _open_on_processor(build: Callable[..., Any], wish: Wish, runtime: str) -> InterpreterEngine:
-    interpreter, (taken, _), reason = _allocate(build, wish)
+    interpreter, (taken, _), sized, reason = _allocate(build, wish)
     return InterpreterEngine(
         interpreter,
         runtime=runtime,
         accelerator="cpu:xnnpack" if taken else "cpu",
         reason=reason,
         threads=wish.threads,
+        sized=sized,
     )
 
 
@@ -128,7 +132,7 @@ def _open_on_delegate(build: Callable[..., Any], wish: Wish, runtime: str) -> In
     """
     delegate = Delegate(wish.accelerator, wish.delegate_options)
     try:
-        interpreter, taken, reason = _allocate(build, wish, delegate)
+        interpreter, taken, sized, reason = _allocate(build, wish, delegate)
         if not taken[0]:
             raise took_nothing(delegate)
         return InterpreterEngine(
@@ -138,6 +142,7 @@ def _open_on_delegate(build: Callable[..., Any], wish: Wish, runtime: str) -> In
             reason=reason,
             threads=wish.threads,
             delegated=taken,
+            sized=sized,
         )
     except RuntimeError as error:
         raise refused_model(delegate, str(error)) from error
@@ -145,17 +150,19 @@ def _open_on_delegate(build: Callable[..., Any], wish: Wish, runtime: str) -> In
 
 def _allocate(
     build: Callable[..., Any], wish: Wish, delegate: Delegate | None = None
-) -> tuple[Any, tuple[int, int], str | None]:
-    """Return an allocated interpreter, what `delegate` (else XNNPACK) took of it, and a reason.
+) -> tuple[Any, tuple[int, int], frozenset[int], str | None]:
+    """Return an allocated interpreter, what `delegate` (else XNNPACK) took, and more.
 
-    Plain kernels run what XNNPACK cannot prepare; seen with a quantized pad of -inf.
+    That is the inputs that got their size here, and a reason where XNNPACK was left out:
+    plain kernels run what it cannot prepare; seen with a quantized pad of -inf.
     """
 
-    def allocate(*, xnnpack: bool) -> tuple[Any, tuple[int, int]]:
+    def allocate(*, xnnpack: bool) -> tuple[Any, tuple[int, int], frozenset[int]]:
         interpreter = build(xnnpack=xnnpack, delegate=delegate)
+        sized = _size_images(interpreter, wish.image_size)
         taken = _operators_taken(interpreter)  # XNNPACK takes its part in `allocate_tensors`
         interpreter.allocate_tensors()
-        return interpreter, _operators_taken(interpreter) if delegate is None else taken
+        return interpreter, _operators_taken(interpreter) if delegate is None else taken, sized
 
     reason = None
     if wish.xnnpack:
@@ -166,6 +173,32 @@ def _allocate(
                 raise
             reason = f"XNNPACK cannot prepare this model ({first_line(str(error))})"
     return *allocate(xnnpack=False), reason
+
+
+def _size_images(interpreter: Any, size: tuple[int | None, int | None]) -> frozenset[int]:
+    """Give image inputs the height and width that the model leaves open; return which got them.
+
+    Raises:
+        ModelError: they are not known.
+    """
+    sized = set()
+    for detail in interpreter.get_input_details():
+        signature = [int(side) for side in detail.get("shape_signature", ())]
+        if len(signature) != 4 or signature[3] not in (1, 3) or min(signature[1:3]) > 0:
+            continue
+        height, width = (
+            side if side > 0 else given for side, given in zip(signature[1:3], size, strict=True)
+        )
+        if height is None or width is None:
+            raise ModelError(
+                f'input "{detail["name"]}" has a size left open, {signature}: give the one that '
+                'the model is meant for in a manifest.json beside it ("input": {"width": 256, '
+                '"height": 256}); MoveNet MultiPose takes multiples of 32, mostly 256'
+            )
+        index = int(detail["index"])
+        interpreter.resize_tensor_input(index, [1, height, width, signature[3]], strict=True)
+        sized.add(index)
+    return frozenset(sized)
 
 
 def _is_about_xnnpack(error: RuntimeError) -> bool:

@@ -1,7 +1,8 @@
 """tflite-runtime 2.14: frozen since 2023, kept for the Edge TPU.
 
-Builds of libedgetpu are known to work with it. It crashes on damaged models where LiteRT refuses them, so `tflite_file.parse_tflite` comes
-first. Its wheels end at Python 3.11 and need NumPy 1.
+Builds of libedgetpu are known to work with it. It crashes on damaged models where LiteRT mostly
+refuses them, so `tflite_file.parse_tflite` and a child's trial come first. Its wheels end at
+Python 3.11 and need NumPy 1.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ them back to pixels of the frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,10 @@ HIGHEST_SCORE = 1.1
 # or, for the widest reach of a YOLO head (15 cells of 32 pixels), somewhat beyond.
 FARTHEST = 16.0
 SCORE_TOLERANCE = 1e-6  # of a float that was rounded on its way to a threshold it equals
+
+# Fields of `Limits` that count nowhere but in suppression, which some families bring with them
+# or have no need of.
+SUPPRESSION = frozenset({"iou_threshold", "is_agnostic"})
 
 Task = Literal["detection", "classification", "pose", "segmentation", "raw"]
 
@@ -56,12 +60,14 @@ class Scores:
 class Poses:
     """Figures found, best first: keypoints float32[n, k, 3] as in `Boxes`, scores float32[n].
 
-    A point's score is NaN where the model gives none; coordinates are finite.
+    A point's score is NaN where the model gives none; coordinates are finite. Without class_ids
+    int[n] all figures are of class 0.
     """
 
     keypoints: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     xyxy_norm: npt.NDArray[np.float32] | None = None
+    class_ids: npt.NDArray[np.intp] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +102,7 @@ class Look:
     first_run: Sequence[Tensor]  # what a first invoke gave
     wanted: HeadManifest
     folder: Path  # where files that the manifest names lie
+    label_counts: frozenset[int] = frozenset()  # numbers of classes that its labels can be for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +132,10 @@ class Found:
     normalization: tuple[float, float] | None = None
     iou_threshold: float = 0.45  # where neither manifest nor configuration say
     is_agnostic: bool = False
+    # Keys of the head's manifest that were settled without it, to be shown and overruled.
+    read_as: Mapping[str, object] = field(default_factory=dict)
+    # Fields of `Limits` that change nothing here; a setting of theirs deserves a note.
+    ignores: frozenset[str] = frozenset({"top_k"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +148,7 @@ class Head:
     why: str
     decode: Decode
     keypoint_names: tuple[str, ...] = ()
+    read_as: Mapping[str, object] = field(default_factory=dict)
 
 
 def top_scores(scores: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.intp]:

@@ -109,6 +109,7 @@ def _found(look: Look, kind: _Kind, at_boxes: int, side: int) -> Found | str:
         labels=(kind.label,),
         resize="letterbox",  # keep_aspect_ratio of ImageToTensorCalculator
         normalization=kind.normalization,
+        ignores=frozenset({"is_agnostic", "top_k"}),  # there is one class
         iou_threshold=0.3,  # min_suppression_threshold of NonMaxSuppressionCalculator
     )
 

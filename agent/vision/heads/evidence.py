@@ -15,6 +15,7 @@ from agent.vision.heads import Look
 from agent.vision.heads.anchors import grid_centres
 from agent.vision.heads.quantized import F32, real_range
 from agent.vision.labels import BACKGROUND
+from agent.vision.tflite_file import BUILTIN_LOGISTIC
 
 BoxForm = Literal["xywh", "xyxy", "yxyx"]
 # A box coordinate above this cannot be a fraction of the input, so it is in pixels.
@@ -94,6 +95,8 @@ def are_logits(look: Look, scores: F32, spec: TensorSpec | None = None) -> bool 
     """
     if look.wanted.logits is not None:
         return look.wanted.logits
+    if spec is not None and look.file.producers.get(spec.index) == BUILTIN_LOGISTIC:
+        return False
     reach = real_range(spec) if spec is not None else None
     if reach is not None:
         return True if reach[0] < -OUTSIDE else False if reach[1] < LARGEST_FRACTION else None

@@ -16,8 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.vision.engines import TensorSpec
-from agent.vision.heads import Decode, Found, Limits, Look, Poses, nms, top_scores
-from agent.vision.heads.quantized import real_range, to_real
+from agent.vision.heads import (
+    MAX_CANDIDATES,
+    SUPPRESSION,
+    Decode,
+    Found,
+    Limits,
+    Look,
+    Poses,
+    nms,
+    top_scores,
+)
+from agent.vision.heads.anchors import strides_of
+from agent.vision.heads.evidence import box_unit
+from agent.vision.heads.quantized import hold_numbers, to_real
 
 # The points of COCO's figures in their order: cocodataset.org/#keypoints-2020, and the model
 # cards of MoveNet and PoseNet.
@@ -26,14 +38,12 @@ COCO_POINTS = (
     "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip",
     "left_knee", "right_knee", "left_ankle", "right_ankle",
 )  # fmt: skip
+# What a figure of these points is, where the model brings no label of its own.
+FIGURE_LABELS = ("person",)
 # Numbers per figure in MoveNet MultiPose: the points, a box and its score.
 MULTIPOSE_NUMBERS = 3 * len(COCO_POINTS) + 5
 # Figures a MoveNet may be made for; the public one has six, and a detector's grid has far more.
 MOST_FIGURES = 32
-# A box coordinate above this cannot be a fraction of the input, so it is in pixels.
-LARGEST_FRACTION = 2.0
-# Candidates that go into suppression, as Ultralytics' max_nms bounds them.
-MAX_CANDIDATES = 1000
 
 
 def find_movenet(look: Look) -> Found | None:
@@ -49,7 +59,7 @@ def find_movenet(look: Look) -> Found | None:
         and shape[2] == MULTIPOSE_NUMBERS
         and shape[1] <= MOST_FIGURES
     )
-    if not (is_single or is_multi) or not _holds_numbers(spec):
+    if not (is_single or is_multi) or not hold_numbers(look.outputs):
         return None
 
     def bind(limits: Limits) -> Decode:
@@ -70,15 +80,12 @@ def find_movenet(look: Look) -> Found | None:
         why=f"MoveNet because its one output holds {what}",
         bind=bind,
         keypoint_names=COCO_POINTS,
+        labels=FIGURE_LABELS,
+        ignores=SUPPRESSION | ({"top_k", "max_detections"} if is_single else {"top_k"}),
         # Trained on padded squares: the model's tutorial feeds it tf.image.resize_with_pad.
         resize="letterbox",
         normalization=(0.0, 1.0),  # float inputs too take bytes, 0 to 255
     )
-
-
-def _holds_numbers(spec: TensorSpec) -> bool:
-    """Return whether stored values can be made real: floats, or integers with a scale."""
-    return bool(np.issubdtype(spec.dtype, np.floating) or spec.scale)
 
 
 def decode_movenet(points: npt.NDArray[np.float32], *, lowest: float) -> Poses:
@@ -138,26 +145,22 @@ def find_yolo_pose(look: Look) -> Found | None:
     if len(look.outputs) != 1 or len(look.outputs[0].shape) != 3 or look.outputs[0].shape[0] != 1:
         return None
     spec, notes = look.outputs[0], look.file.exporter
-    if not _holds_numbers(spec) or (notes.get("task") or "pose") != "pose":
+    if not hold_numbers(look.outputs) or (notes.get("task") or "pose") != "pose":
         return None
     points, dims = _kpt_shape(notes.get("kpt_shape"))
-    _, height, width, _ = look.image.shape
-    anchors = {
-        sum((height // s) * (width // s) for s in strides)
-        for strides in ((8, 16, 32), (8, 16, 32, 64))  # P6 models have a fourth grid
-    }
     rows, columns = spec.shape[1:]
     is_told = look.wanted.type == "yolo_pose"
-    if columns in anchors or (is_told and columns > rows):
+    if strides_of(columns, look.image) or (is_told and columns > rows):
         channels, is_transposed = rows, False
-    elif rows in anchors or (is_told and rows > columns):
+    elif strides_of(rows, look.image) or (is_told and rows > columns):
         channels, is_transposed = columns, True
     else:
         return None
     classes = channels - 4 - points * dims
     if classes < 1 or (classes > 1 and "kpt_shape" not in notes and not is_told):
         return None
-    unit, unit_why = _unit(look, is_transposed=is_transposed)
+    first = to_real(look.first_run[0][0], spec.scale, spec.zero_point)
+    unit, unit_why = box_unit(look, spec, (first if is_transposed else first.T)[:, :4])
     layout = YoloPoseLayout(classes=classes, points=points, dims=dims, unit=unit)
 
     def bind(limits: Limits) -> Decode:
@@ -165,6 +168,7 @@ def find_yolo_pose(look: Look) -> Found | None:
             tensors[0][0].T if is_transposed else tensors[0][0], spec, layout, limits
         )
 
+    is_person = (classes, points) == (1, len(COCO_POINTS))
     how = "the exporter's notes say pose" if notes.get("task") else f"it has {channels} channels"
     return Found(
         kind="yolo_pose",
@@ -174,6 +178,7 @@ def find_yolo_pose(look: Look) -> Found | None:
         f"{points} points of {dims}; coordinates {unit_why}",
         bind=bind,
         keypoint_names=COCO_POINTS if points == len(COCO_POINTS) else (),
+        labels=FIGURE_LABELS if is_person else (),
         resize="letterbox",  # ultralytics/data/augment.py LetterBox
         normalization=(0.0, 255.0),
         iou_threshold=0.7,  # ultralytics/cfg/default.yaml
@@ -187,24 +192,6 @@ def _kpt_shape(noted: object) -> tuple[int, int]:
         if isinstance(points, int) and points > 0 and dims in (2, 3):
             return points, int(dims)
     return len(COCO_POINTS), 3
-
-
-def _unit(look: Look, *, is_transposed: bool) -> tuple[tuple[float, float], str]:
-    """Tell pixels from fractions: the centres of all candidates span the input in any picture."""
-    spec = look.outputs[0]
-    pixels = (float(look.image.shape[2]), float(look.image.shape[1]))
-    if look.wanted.box_units is not None:
-        return (pixels if look.wanted.box_units == "pixels" else (1.0, 1.0)), "as the manifest says"
-    span = real_range(spec)
-    if span is not None:
-        largest = span[1]
-    else:
-        output = look.first_run[0][0]
-        centres = output[:, :2] if is_transposed else output[:2]
-        largest = float(np.nanmax(centres, initial=0.0))
-    if largest > LARGEST_FRACTION:
-        return pixels, "in pixels of the input"
-    return (1.0, 1.0), "as fractions of the input"
 
 
 def decode_yolo_pose(
@@ -243,4 +230,5 @@ def decode_yolo_pose(
         keypoints=keypoints[kept],
         scores=np.clip(best[candidates][kept], 0, 1),
         xyxy_norm=xyxy[kept],
+        class_ids=class_ids[candidates][kept],
     )

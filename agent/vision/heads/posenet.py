@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.vision.engines import Tensor, TensorSpec
-from agent.vision.heads import Decode, Found, Limits, Look, Poses, top_scores
-from agent.vision.heads.pose import COCO_POINTS
-from agent.vision.heads.quantized import real_range, sigmoid, to_real
-from agent.vision.tflite_file import BUILTIN_LOGISTIC
+from agent.vision.heads import SUPPRESSION, Decode, Found, Limits, Look, Poses, top_scores
+from agent.vision.heads.evidence import are_logits
+from agent.vision.heads.pose import COCO_POINTS, FIGURE_LABELS
+from agent.vision.heads.quantized import hold_numbers, sigmoid, to_real
 
 POINTS = len(COCO_POINTS)
 # The tree of limbs, parent to child, in the order of the displacements' channels.
@@ -47,6 +47,10 @@ class Roles:
     offsets: int
     displacements: tuple[int, ...]
 
+    def all(self) -> tuple[int, ...]:
+        """Return every output that is read."""
+        return self.heat, self.offsets, *self.displacements
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maps:
@@ -59,10 +63,10 @@ class Maps:
     stride: tuple[float, float]
 
 
-def find_posenet(look: Look) -> Found | None:
+def find_posenet(look: Look) -> Found | str | None:
     """Tell PoseNet by heat maps of 17 channels beside offsets of 34 on the same grid."""
     roles = _roles(look.outputs)
-    if roles is None:
+    if roles is None or not hold_numbers([look.outputs[at] for at in roles.all()]):
         return None
     heat = look.outputs[roles.heat]
     grid_h, grid_w = heat.shape[1:3]
@@ -70,11 +74,14 @@ def find_posenet(look: Look) -> Found | None:
     if grid_h < 2 or grid_w < 2 or grid_h > height or grid_w > width:
         return None
     stride = ((height - 1) / (grid_h - 1), (width - 1) / (grid_w - 1))
-    are_logits = _are_logits(look, roles.heat)
+    first = to_real(look.first_run[roles.heat], heat.scale, heat.zero_point).reshape(-1, POINTS)
+    logits = are_logits(look, first, heat)
+    if logits is None:
+        return "it has the shape of PoseNet, but its heat maps are neither probabilities nor logits"
 
     def bind(limits: Limits) -> Decode:
         def decode(tensors: Sequence[Tensor]) -> Poses:
-            maps = _maps(tensors, look.outputs, roles, stride, are_logits=are_logits)
+            maps = _maps(tensors, look.outputs, roles, stride, are_logits=logits)
             lowest, limit = float(limits.thresholds.min()), limits.max_detections
             if maps.forward is None or maps.backward is None:
                 points, scores = one_figure(maps)
@@ -94,9 +101,11 @@ def find_posenet(look: Look) -> Found | None:
         task="pose",
         class_count=1,
         why=f"PoseNet because it has heat maps of 17 points and their offsets, {grid_h}x{grid_w} "
-        f"cells; scores {'need' if are_logits else 'need no'} sigmoid; {several}",
+        f"cells; scores {'need' if logits else 'need no'} sigmoid; {several}",
         bind=bind,
         keypoint_names=COCO_POINTS,
+        labels=FIGURE_LABELS,
+        ignores=SUPPRESSION | ({"top_k"} if roles.displacements else {"top_k", "max_detections"}),
         resize="letterbox",  # tfjs-models posenet/src/util.ts padAndResizeTo
         normalization=(127.5, 127.5),  # of its MobileNet: -1 to 1
     )
@@ -130,20 +139,6 @@ def _roles(specs: tuple[TensorSpec, ...]) -> Roles | None:
     if any(specs[at].shape[:3] != grid for at in joined):
         joined = ()
     return Roles(heat=heat[0], offsets=offsets[0], displacements=joined)
-
-
-def _are_logits(look: Look, at: int) -> bool:
-    """Tell scores before a sigmoid from probabilities."""
-    spec, first = look.outputs[at], look.first_run[at]
-    if look.wanted.logits is not None:
-        return look.wanted.logits
-    if look.file.producers.get(spec.index) == BUILTIN_LOGISTIC:
-        return False
-    span = real_range(spec)
-    if span is not None:
-        return span[0] < -0.01
-    # Nearly all cells hold no point, and there a logit is far below 0.
-    return bool(np.nanmin(first, initial=0.0) < 0 or np.nanmax(first, initial=0.0) > 1)
 
 
 def _maps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 
@@ -27,7 +28,8 @@ def find_raw(look: Look, why: str) -> Found:
         del limits
         return decode
 
-    return Found(kind="raw", task="raw", class_count=None, why=why, bind=bind)
+    ignores = frozenset(field.name for field in fields(Limits))
+    return Found(kind="raw", task="raw", class_count=None, why=why, bind=bind, ignores=ignores)
 
 
 def _real(tensor: Tensor, spec: TensorSpec) -> Tensor:

@@ -14,14 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.vision.engines import Tensor, TensorSpec
-from agent.vision.heads import ClassMap, Decode, Found, Limits, Look
+from agent.vision.heads import SUPPRESSION, ClassMap, Decode, Found, Limits, Look
 from agent.vision.heads.quantized import real_range, to_real, to_stored
-from agent.vision.tflite_file import BUILTIN_LOGISTIC, BUILTIN_SOFTMAX
+from agent.vision.tflite_file import (
+    BUILTIN_ARG_MAX,
+    BUILTIN_CAST,
+    BUILTIN_LOGISTIC,
+    BUILTIN_SOFTMAX,
+)
 
-# BuiltinOperator values, schema.fbs.
-BUILTIN_CAST, BUILTIN_ARG_MAX = 53, 56
-# Channels that are a picture's rather than classes', as style transfer gives them.
-PICTURE_CHANNELS = (3, 4)
+# Classes of Cityscapes, Pascal VOC and ADE20K, with a background where they count one. As many
+# channels, one per pixel of the input, are theirs: heat maps of points are coarser.
+PUBLIC_CLASSES = (19, 21, 150, 151)
+# How far a cell's probabilities may be from 1 together, however many classes round them.
+SUM_TOLERANCE, LARGEST_SUM_TOLERANCE = 0.02, 0.25
+# The step of a quantized sigmoid, which every converter gives it: 1/256 of 8 bits, 1/32768 of 16.
+SIGMOID_STEPS = {1: 1 / 256, 2: 1 / 32768}
 # Class numbers beyond this are none; ClassMap holds them in 16 bits.
 MAX_CLASS_ID = np.iinfo(np.int16).max - 1
 NO_CLASS = -1
@@ -29,11 +37,11 @@ NO_CLASS = -1
 Form = Literal["numbers", "scores", "mask"]
 
 
-def find_segments(look: Look) -> Found | None:
+def find_segments(look: Look) -> Found | str | None:
     """Tell a class map: one output, a grid over the input, and a sign that it holds classes.
 
-    Depth, heat maps and pictures have such grids too, so a grid alone is not enough unless the
-    manifest asks for it by name.
+    Depth, heat maps and pictures have such grids too, within 0 to 1 as well, so neither grid nor
+    range is enough unless the manifest asks for it by name.
     """
     if len(look.outputs) != 1 or not _covers_input(look):
         return None
@@ -43,6 +51,11 @@ def find_segments(look: Look) -> Found | None:
         form: Form | None = "scores" if (why := _why_scores(look, channels)) else None
     else:
         form, why = _single_form(look)
+    if form is None and channels == 1:
+        return (
+            'a grid of one number each over the input: if it is a mask, say "type": "segment" or '
+            "give its 2 labels, the background's first"
+        )
     if form is None:
         return None
     is_logit = form == "mask" and _is_logit(look)
@@ -56,11 +69,23 @@ def find_segments(look: Look) -> Found | None:
     return Found(
         kind="segment",
         task="segmentation",
-        class_count={"numbers": None, "scores": channels, "mask": 2}[form],
+        class_count={"numbers": _numbered_classes(look), "scores": channels, "mask": 2}[form],
         why=f"segmentation because its one output is a grid of {height}x{width} cells over the "
         f"input with {why}",
         bind=bind,
+        read_as={"logits": is_logit} if form == "mask" else {},
+        ignores=SUPPRESSION | {"max_detections", "top_k"},
     )
+
+
+def _numbered_classes(look: Look) -> int | None:
+    """Return how many classes a map's numbers are of, where a list of labels can tell it too.
+
+    A list with a line for a background that the model does not have would else name every class
+    after its neighbour. Longer lists, as Pascal's with its notes at the end, are left whole.
+    """
+    count = look.file.arg_max_classes.get(look.outputs[0].index)
+    return count if count is not None and look.label_counts & {count, count + 1} else None
 
 
 def _covers_input(look: Look) -> bool:
@@ -80,11 +105,16 @@ def _why_scores(look: Look, channels: int) -> str | None:
         return f"{channels} scores each, as the manifest says"
     if look.file.producers.get(spec.index) == BUILTIN_SOFTMAX:
         return f"the softmax of {channels} classes each"
+    if channels in look.label_counts:
+        return f"{channels} scores each, as many as there are labels"
     real = to_real(first, spec.scale, spec.zero_point)
     sums = np.where(np.isfinite(real), real, 0).sum(axis=3)
-    if real.min() >= 0 and np.abs(sums - 1).max() < 0.02 * channels:
+    # Each probability is off by half a step at most, and they do not all err to one side.
+    rounding = spec.scale * channels / 2 if first.dtype.kind in "iu" else 0.0
+    tolerance = min(SUM_TOLERANCE + rounding, LARGEST_SUM_TOLERANCE)
+    if real.min() >= 0 and np.abs(sums - 1).max() < tolerance:
         return f"{channels} scores each that add up to 1"
-    if spec.shape[1:3] == look.image.shape[1:3] and channels not in PICTURE_CHANNELS:
+    if spec.shape[1:3] == look.image.shape[1:3] and channels in PUBLIC_CLASSES:
         return f"{channels} scores each, one per pixel of the input"
     return None
 
@@ -100,14 +130,10 @@ def _single_form(look: Look) -> tuple[Form | None, str]:
         return "numbers", "one class number each, made by a cast"
     if not is_float and not spec.scale:
         return "numbers", "one unscaled number each, taken for a class number"
-    if producer == BUILTIN_LOGISTIC:
+    if _is_sigmoid(look):
         return "mask", "the sigmoid of one score each, a mask"
-    span = real_range(spec)
-    if span is not None:
-        if span[0] >= -0.01 and 0.9 <= span[1] <= 1.01:
-            return "mask", "one score from 0 to 1 each, a mask"
-    elif first.min() >= 0 and first.max() <= 1 and (first != np.rint(first)).any():
-        return "mask", "one score from 0 to 1 each, a mask"
+    if 2 in look.label_counts:
+        return "mask", "one score each and two labels, a mask"
     if look.wanted.type == "segment":
         is_whole = is_float and bool((first == np.rint(first)).all())
         form: Form = "numbers" if is_whole and look.wanted.logits is None else "mask"
@@ -115,12 +141,23 @@ def _single_form(look: Look) -> tuple[Form | None, str]:
     return None, ""
 
 
+def _is_sigmoid(look: Look) -> bool:
+    """Return whether a sigmoid makes the numbers: the operator says so, or the steps do."""
+    spec = look.outputs[0]
+    if look.file.producers.get(spec.index) == BUILTIN_LOGISTIC:
+        return True
+    span = real_range(spec)
+    if span is None or spec.scale != SIGMOID_STEPS.get(spec.dtype.itemsize):
+        return False
+    return spec.zero_point == 0 if spec.dtype == np.int16 else span[0] == 0
+
+
 def _is_logit(look: Look) -> bool:
     """Return whether a mask's scores need a sigmoid."""
     spec, first = look.outputs[0], look.first_run[0]
     if look.wanted.logits is not None:
         return look.wanted.logits
-    if look.file.producers.get(spec.index) == BUILTIN_LOGISTIC:
+    if _is_sigmoid(look):
         return False
     span = real_range(spec)
     if span is not None:

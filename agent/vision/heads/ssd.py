@@ -55,6 +55,8 @@ def find_ssd(look: Look) -> Found | None:
         class_count=look.file.ssd_classes,
         why="SSD because its outputs come from TFLite_Detection_PostProcess",
         bind=bind,
+        # The operator has suppressed already; only across classes is it done here.
+        ignores=frozenset({"iou_threshold", "top_k"}),
     )
 
 

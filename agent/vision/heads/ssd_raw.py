@@ -1,11 +1,13 @@
 """SSD without its post-processing: offsets from prior boxes, and class scores, one row per prior.
 
 The priors are not in the outputs. They come from the manifest's `anchors`, from MediaPipe's
-metadata, or are TensorFlow's own where only those have the number of rows.
+metadata, or are TensorFlow's own where only those have the number of rows. Boxes that the
+network has decoded itself (UltraFace, DETR) need none: the manifest says how they are written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import ModelError
-from agent.vision.engines import TensorSpec
+from agent.vision.engines import Tensor, TensorSpec
 from agent.vision.heads import Boxes, Decode, Found, Limits, Look, select_boxes
 from agent.vision.heads.anchors import read_anchors, strides_of, tf_ssd_anchors, to_centre_size
-from agent.vision.heads.evidence import are_logits, known_class_counts
+from agent.vision.heads.evidence import BoxForm, are_logits, box_unit, known_class_counts
 from agent.vision.heads.quantized import (
     F32,
     best_classes,
@@ -25,6 +27,7 @@ from agent.vision.heads.quantized import (
     to_real,
     to_stored,
 )
+from agent.vision.heads.yolo import to_corners
 
 # TensorFlow's default maps of a 300x300 input hold this many priors; see `tf_ssd_anchors`.
 TF_INPUT, TF_ANCHORS = 300, 1917
@@ -33,8 +36,10 @@ TF_INPUT, TF_ANCHORS = 300, 1917
 TF_SCALES = (10.0, 10.0, 5.0, 5.0)
 # COCO's 90 ids and a background before them.
 COCO_WITH_BACKGROUND = 91
-# Fewer rows are some other model's few results rather than priors.
-FEWEST_ANCHORS = 100
+# SSDs have a thousand priors and more; DETR and its kin have 100 to 300 rows.
+FEWEST_ANCHORS = 500
+# Fewer rows than these are nobody's queries either.
+FEWEST_ROWS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +63,18 @@ def find_ssd_raw(look: Look) -> Found | str | None:
     at_boxes, at_scores = roles
     boxes, scores = look.outputs[at_boxes], look.outputs[at_scores]
     count, columns = scores.shape[1:]
+    first = to_real(look.first_run[at_boxes].reshape(-1, 4), boxes.scale, boxes.zero_point)
+    form: BoxForm | None = look.wanted.box_format
+    are_corners = bool(first.any() and (first[:, 2:] >= first[:, :2]).all())
+    if form is not None:
+        return _find_decoded(look, roles, form, first)
+    if are_corners:
+        return _ask_for_form(count, columns, "corners already, not offsets")
     priors = _priors(look, count)
     if isinstance(priors, str):
-        return priors
-    first = to_real(look.first_run[at_boxes].reshape(-1, 4), boxes.scale, boxes.zero_point)
-    if first.any() and (first[:, 2:] >= first[:, :2]).all() and look.wanted.anchors is None:
-        return "it has the shape of an SSD, but its boxes are corners already, not offsets"
-    meaning = _score_meaning(look, at_scores, priors)
+        is_few = count < FEWEST_ANCHORS and look.wanted.type is None
+        return _ask_for_form(count, columns, "too few for an SSD's offsets") if is_few else priors
+    meaning = _score_meaning(look, at_scores, priors.is_sigmoid_left)
     if isinstance(meaning, str):
         return f"it has the shape of an SSD, but {meaning}"
     logits, background = meaning
@@ -111,7 +121,7 @@ def _roles(look: Look) -> tuple[int, int] | None:
         return None
     count = look.outputs[found[0][0]].shape[1]
     is_yolo = any(strides_of(count // priors, look.image) for priors in (1, 3))
-    is_ssd = count >= FEWEST_ANCHORS and not is_yolo
+    is_ssd = count >= FEWEST_ROWS and not is_yolo
     return found[0] if is_told or is_ssd else None
 
 
@@ -154,11 +164,61 @@ def _priors(look: Look, count: int) -> _Priors | str:
     )
 
 
-def _score_meaning(look: Look, at: int, priors: _Priors) -> tuple[bool, bool] | str:
+def _ask_for_form(count: int, columns: int, what: str) -> str:
+    return (
+        f"its {count} rows of a box and {columns} scores could be read, but the boxes are {what}; "
+        'say how they are written, as in "head": {"type": "ssd_raw", "box_format": "xyxy"}, or '
+        '"yxyx", or "xywh" of the centre, and without "anchors"'
+    )
+
+
+def _find_decoded(look: Look, roles: tuple[int, int], form: BoxForm, first: F32) -> Found | str:
+    """Read boxes that need no priors; first float32[n, 4] are those of the first run."""
+    if look.wanted.type != "ssd_raw":
+        return (
+            'its boxes and scores could be an SSD\'s; where "box_format" is said, boxes are read '
+            'as the network decoded them if "type" is "ssd_raw" as well'
+        )
+    if look.wanted.anchors is not None:
+        raise ModelError('"anchors" are of offsets and "box_format" is of decoded boxes: give one')
+    at_boxes, at_scores = roles
+    boxes, scores = look.outputs[at_boxes], look.outputs[at_scores]
+    meaning = _score_meaning(look, at_scores, None)
+    if isinstance(meaning, str):
+        return f"it has the shape of an SSD, but {meaning}"
+    logits, background = meaning
+    unit, unit_why = box_unit(look, boxes, first)
+
+    def bind(limits: Limits) -> Decode:
+        def decode(tensors: Sequence[Tensor]) -> Boxes:
+            rows, class_ids, best = best_rows(
+                tensors[at_scores][0],
+                spec=scores,
+                has_background=background,
+                are_logits=logits,
+                limits=limits,
+            )
+            stored = tensors[at_boxes].reshape(-1, 4)[rows]
+            xyxy = to_corners(to_real(stored, boxes.scale, boxes.zero_point), form, unit)
+            return select_boxes(xyxy, best, class_ids, limits)
+
+        return decode
+
+    return Found(
+        kind="ssd_raw",
+        task="detection",
+        class_count=scores.shape[2] - background,
+        why=f"boxes and scores apart because the manifest says so; {len(first)} rows, boxes {form} "
+        f"{unit_why}" + ("; the first class is the background" if background else ""),
+        bind=bind,
+    )
+
+
+def _score_meaning(look: Look, at: int, is_sigmoid_left: bool | None) -> tuple[bool, bool] | str:
     """Return (whether scores are logits, whether the first is the background), or what is open."""
     spec = look.outputs[at]
     values = to_real(look.first_run[at][0], spec.scale, spec.zero_point)
-    logits = priors.is_sigmoid_left
+    logits = is_sigmoid_left
     if logits is None or look.wanted.logits is not None:
         logits = are_logits(look, values, spec)
     if logits is None:
@@ -213,16 +273,13 @@ def decode_ssd_raw(
 
     Formula: object_detection/box_coders/faster_rcnn_box_coder.py `_decode`.
     """
-    classes = stored_scores[:, 1:] if has_background else stored_scores
-    lowest = to_stored(
-        float(limits.thresholds.min()),
-        scores.scale,
-        scores.zero_point,
-        scores.dtype,
+    rows, class_ids, best = best_rows(
+        stored_scores,
+        spec=scores,
+        has_background=has_background,
         are_logits=are_logits,
+        limits=limits,
     )
-    rows, class_ids = best_classes(classes, lowest, axis=1)
-    best = to_real(classes[rows, class_ids], scores.scale, scores.zero_point)
     offsets = to_real(stored_boxes[rows], boxes.scale, boxes.zero_point)
     offsets /= np.array(scales, np.float32)
     own = anchors[rows]
@@ -230,4 +287,23 @@ def decode_ssd_raw(
     sizes = np.exp(np.minimum(offsets[:, 2:], 20)) if has_exponential else offsets[:, 2:]
     half = sizes * own[:, 2:] * np.float32(0.5)
     xyxy = np.concatenate([centres - half, centres + half], axis=1)[:, [1, 0, 3, 2]]
-    return select_boxes(xyxy, sigmoid(best) if are_logits else best, class_ids, limits)
+    return select_boxes(xyxy, best, class_ids, limits)
+
+
+def best_rows(
+    stored_scores: npt.NDArray[Any],
+    *,
+    spec: TensorSpec,
+    has_background: bool,
+    are_logits: bool,
+    limits: Limits,
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], F32]:
+    """Return (rows, class_ids, scores float32[rows]) of [n, classes] whose best class may count."""
+    classes = stored_scores[:, 1:] if has_background else stored_scores
+    lowest = to_stored(
+        float(limits.thresholds.min()), spec.scale, spec.zero_point, spec.dtype,
+        are_logits=are_logits,
+    )  # fmt: skip
+    rows, class_ids = best_classes(classes, lowest, axis=1)
+    best = to_real(classes[rows, class_ids], spec.scale, spec.zero_point)
+    return rows, class_ids, sigmoid(best) if are_logits else best

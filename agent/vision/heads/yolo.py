@@ -61,8 +61,11 @@ class _Reading:
         return self.channels - self.first_class
 
 
-def find_yolo(look: Look) -> Found | str | None:
-    """Tell v5 from v8 and rows from columns by the number of cells the input size implies."""
+def find_yolo(look: Look, *, is_v8_usual: bool = False) -> Found | str | None:
+    """Tell v5 from v8 and rows from columns by the number of cells the input size implies.
+
+    is_v8_usual: where both fit and no names tell, it is v8
+    """
     if [spec.shape[:-2] for spec in look.outputs] != [(1,)]:
         return None
     spec, wanted = look.outputs[0], look.wanted.type
@@ -80,7 +83,7 @@ def find_yolo(look: Look) -> Found | str | None:
             f"it has the shape of {readings[0].kind}, but some of its {readings[0].class_count} "
             "class channels hold no scores, as with rotated boxes or key points"
         )
-    reading = _settled(look, sound)
+    reading = _settled(look, sound, is_v8_usual=is_v8_usual)
     if isinstance(reading, str):
         return reading
     rows, logits = (first.T, first)[reading.axis], logits_of[reading.axis]
@@ -122,7 +125,7 @@ def _readings(look: Look) -> list[_Reading]:
     return [one for one in readings if one.class_count > 0]
 
 
-def _settled(look: Look, readings: list[_Reading]) -> _Reading | str:
+def _settled(look: Look, readings: list[_Reading], *, is_v8_usual: bool) -> _Reading | str:
     """Choose by the number of classes the file names, else by what is usual and unambiguous.
 
     Raises:
@@ -138,7 +141,8 @@ def _settled(look: Look, readings: list[_Reading]) -> _Reading | str:
     # Channels first is Ultralytics' own order, where one candidate per cell has no objectness.
     usual = [one for one in readings if not one.axis and (one.kind == "yolov8" or not one.strides)]
     of_coco = [one for one in readings if one.class_count == COCO_CLASSES]
-    for clear in (usual, readings, of_coco):
+    of_v8 = [one for one in readings if one.kind == "yolov8" and is_v8_usual]
+    for clear in (usual, readings, of_v8, of_coco):
         if len(clear) == 1:
             return clear[0]
     ways = " or ".join(
@@ -185,6 +189,11 @@ def _found(
         f"{look.image.shape[1]} input gives; boxes {form} {unit[1]}"
         + ("; scores are logits" if are_scores_logits else ""),
         bind=bind,
+        read_as={
+            "box_units": "normalized" if unit[0] == (1.0, 1.0) else "pixels",
+            "box_format": form,
+            "logits": are_scores_logits,
+        },
         resize="letterbox",  # ultralytics/data/augment.py LetterBox
         # ultralytics/engine/predictor.py preprocess: 0 to 1. YOLOX and YOLOv6 differ.
         normalization=(0.0, 255.0) if is_ultralytics else None,

@@ -11,6 +11,7 @@ import numpy as np
 from agent.errors import ModelError
 from agent.vision.heads import (
     SCORE_TOLERANCE,
+    SUPPRESSION,
     Boxes,
     Decode,
     Found,
@@ -76,6 +77,7 @@ def find_end_to_end(look: Look) -> Found | str | None:
         bind=bind,
         resize="letterbox",  # ultralytics/data/augment.py LetterBox
         normalization=(0.0, 255.0),  # ultralytics/engine/predictor.py preprocess
+        ignores=SUPPRESSION | {"top_k"},
     )
 
 

@@ -1,7 +1,8 @@
 """Ultralytics' segmentation exports, read for their boxes: the masks are not put together.
 
 Two outputs: the detector's tensor with mask coefficients as its last channels, and the
-prototypes they weigh, [1, h/4, w/4, masks] (ultralytics/nn/modules/head.py Segment, Proto).
+prototypes they weigh, [1, h/4, w/4, masks] or, from exporters that keep PyTorch's order,
+[1, masks, h/4, w/4] (ultralytics/nn/modules/head.py Segment, Proto).
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ def find_yolo_segment(look: Look) -> Found | str | None:
         return None
     boxes, prototypes = look.outputs[at_boxes], look.outputs[1 - at_boxes]
     _, height, width, _ = look.image.shape
-    grid = (1, height // PROTOTYPE_STRIDE, width // PROTOTYPE_STRIDE)
-    if len(prototypes.shape) != 4 or prototypes.shape[:3] != grid:
+    grid = (height // PROTOTYPE_STRIDE, width // PROTOTYPE_STRIDE)
+    if len(prototypes.shape) != 4 or prototypes.shape[0] != 1:
         return None
-    masks = prototypes.shape[3]
+    if prototypes.shape[1:3] == grid:
+        masks = prototypes.shape[3]
+    elif prototypes.shape[2:] == grid:
+        masks = prototypes.shape[1]
+    else:
+        return None
     axis = 1 if boxes.shape[1] < boxes.shape[2] else 2
     channels = boxes.shape[axis] - masks
     if channels < 1:
@@ -45,7 +51,9 @@ def find_yolo_segment(look: Look) -> Found | str | None:
         wanted=msgspec.structs.replace(look.wanted, type=None),
         first_run=[without_masks(look.first_run[at_boxes])],
     )
-    found = find_yolo(detector)
+    # With one candidate per cell there are v8 and later alone, which have no objectness;
+    # YOLOv5's and v7's segmentation have three.
+    found = find_yolo(detector, is_v8_usual=True)
     if not isinstance(found, Found):
         return found
     inner = found.bind

@@ -6,6 +6,7 @@ import numpy as np
 
 from agent.vision.engines import TensorSpec
 from agent.vision.heads import Limits, Look
+from agent.vision.labels import counts_inside
 from agent.vision.manifest import HeadManifest
 from agent.vision.tflite_file import TfliteFile
 
@@ -39,19 +40,33 @@ def tflite_file(**changes):
     return TfliteFile(**{**values, **changes})
 
 
-def look(outputs, first_run=None, *, image=(1, 320, 320, 3), file=None, folder=None, **wanted):
-    """A look at outputs, each a TensorSpec or a shape; `wanted` are keys of the head's manifest."""
+def look(
+    outputs,
+    first_run=None,
+    *,
+    image=(1, 320, 320, 3),
+    file=None,
+    folder=None,
+    labels=None,
+    **wanted,
+):
+    """A look at outputs, each a TensorSpec or a shape; `wanted` are keys of the head's manifest.
+
+    labels: how many were given for the model; without, what the file says
+    """
     specs = tuple(
         one if isinstance(one, TensorSpec) else spec(one, name=f"out{at}", index=at + 1)
         for at, one in enumerate(outputs)
     )
+    file = file or tflite_file(outputs=tuple(one.index for one in specs))
     return Look(
-        file=file or tflite_file(outputs=tuple(one.index for one in specs)),
+        file=file,
         image=spec(image, np.uint8, name="image", index=0),
         outputs=specs,
         first_run=first_run or [np.zeros(one.shape, one.dtype) for one in specs],
         wanted=HeadManifest(**wanted),
         folder=folder or Path("/nowhere"),
+        label_counts=counts_inside(file) if labels is None else frozenset({labels} - {0}),
     )
 
 

@@ -1,11 +1,16 @@
 """Which head fits which outputs, and what is said where none does."""
 
+import contextlib
+
 import numpy as np
 import pytest
-from looks import limits, look, spec
+from hypothesis import given
+from hypothesis import strategies as st
+from looks import limits, look, spec, tflite_file
 
 from agent.config import ModelConfig
 from agent.errors import ModelError
+from agent.vision.exporter_notes import parse_notes
 from agent.vision.heads.choose import recognise
 from agent.vision.manifest import Manifest
 from agent.vision.model import lowest_scores
@@ -15,8 +20,8 @@ CELLS_320 = 40 * 40 + 20 * 20 + 10 * 10
 
 def test_more_classes_than_anyone_named():
     shape = (1, 2102)
-    found = recognise(look([shape], image=(1, 224, 224, 3), logits=False))
-    thresholds, _ = lowest_scores(ModelConfig(), Manifest(name="m"), found, ())
+    found = recognise(look([shape], image=(1, 224, 224, 3), type="classify", logits=False))
+    thresholds = lowest_scores(ModelConfig(), Manifest(name="m"), found, ())
     scores = np.zeros(shape, np.float32)
     scores[0, 2000] = 0.9
     assert found.bind(limits(found, thresholds=thresholds))([scores]).class_ids[0] == 2000
@@ -31,7 +36,6 @@ def test_more_classes_than_anyone_named():
         ((1, 3 * CELLS_320, 85), "yolov5", 80),
         ((1, 7, 3 * CELLS_320), "yolov5", 2),
         ((1, 1001), "classify", 1001),
-        ((1, 1, 1, 5), "classify", 5),
     ],
 )
 def test_heads_are_told_apart_by_shape(shape, kind, classes):
@@ -69,3 +73,21 @@ def test_stored_numbers_are_made_real_for_raw():
     ((name, values),) = found.bind(limits(found))([np.full((1, 2, 3), 12, np.uint8)]).values
     assert name == "out"
     np.testing.assert_array_equal(values, np.full((1, 2, 3), 1.0))
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 90) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+NOTED = st.sampled_from(["names", "task", "kpt_shape", "args", "end2end", "imgsz", "stride"])
+
+
+@given(
+    st.dictionaries(NOTED, ODD | st.sampled_from(["pose", "segment", "classify", [17, 3]])),
+    st.sampled_from([(1, 84, CELLS_320), (1, 56, CELLS_320), (1, 300, 6), (1, 1000), (1, 5)]),
+)
+def test_any_notes_of_an_exporter(notes, shape):
+    file = tflite_file(exporter=parse_notes(repr(notes)) or {})
+    with contextlib.suppress(ModelError):
+        assert recognise(look([shape], file=file)).why

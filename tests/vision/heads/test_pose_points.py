@@ -123,9 +123,27 @@ def test_yolo_pose_of_other_figures():
     poses = found.bind(limits(found))([output])
     assert poses.keypoints.shape == (2, 4, 3)
     assert np.isnan(poses.keypoints[:, :, 2]).all()
+    assert poses.class_ids.tolist() == [1, 1]
+    assert found.labels == ()
     # The second class alone has scores: left out, there is nothing.
     thresholds = np.array([0.5, 2.0], np.float32)
     assert not found.bind(limits(found, thresholds=thresholds))([output]).scores.size
+
+
+def test_an_input_that_is_no_multiple_of_32():
+    """A convolution of stride 2 rounds up: 300x300 has 38, 19 and 10 cells per side."""
+    output = np.zeros((1, 56, 38 * 38 + 19 * 19 + 10 * 10), np.float32)
+    assert output.shape[2] == 1905
+    found = recognise(look([output.shape], image=(1, 300, 300, 3), file=notes()))
+    assert (found.kind, found.labels) == ("yolo_pose", ("person",))
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"),
+    [((1, 1, 17, 3), (1, 192, 192, 3)), ((1, 6, 56), (1, 256, 256, 3))],
+)
+def test_movenets_figures_are_persons(shape, image):
+    assert recognise(look([shape], image=image)).labels == ("person",)
 
 
 def test_quantized_yolo_pose():
@@ -160,6 +178,7 @@ def test_exported_file_gives_figures_in_pixels_of_the_frame(tmp_path):
     assert (model.head.kind, model.labels) == ("yolo_pose", ("person",))
     findings, _ = StillModel(model).find(np.zeros((100, 200, 3), np.uint8))
     first, second = findings.keypoints
+    assert (first.label, first.class_id) == ("person", 0)
     # Letterboxed, the frame is the middle half of the square in height.
     assert first.box == pytest.approx((40.0, 10.0, 80.0, 90.0), abs=0.1)
     nose, ankle = second.points[0], second.points[-1]

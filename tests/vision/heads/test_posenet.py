@@ -155,3 +155,23 @@ def test_any_numbers(values, which):
     poses = found.bind(limits(found, 0.0))(tensors)
     assert np.isfinite(poses.keypoints).all()
     assert ((poses.scores >= 0) & (poses.scores <= 1)).all()
+
+
+def test_heat_maps_that_are_no_scores_are_published_raw():
+    tensors = [one.copy() for one in PAINTED]
+    tensors[0][:] = 5.0  # neither within 0 to 1 nor mostly below 0
+    found = recognise(look(specs(), tensors, image=IMAGE))
+    assert found.kind == "raw"
+    assert "heat maps are neither probabilities nor logits" in found.why
+    assert recognise(look(specs(), tensors, image=IMAGE, logits=True)).kind == "posenet"
+
+
+def test_integers_without_a_scale_are_no_heat_maps():
+    made = specs()
+    made[0] = spec((1, GRID, GRID, 17), np.uint8, name="heat", index=1)
+    first = [np.zeros(one.shape, one.dtype) for one in made]
+    assert recognise(look(made, first, image=IMAGE)).kind == "raw"
+
+
+def test_figures_are_persons():
+    assert recognise(look(specs(), list(PAINTED), image=IMAGE)).labels == ("person",)

@@ -116,6 +116,58 @@ def test_other_grids_are_no_class_maps(one, first):
     assert found.kind == "raw"
 
 
+@pytest.mark.parametrize("channels", [2, 50, 68, 80, 98, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_maps_of_nothing_do_not_add_up_to_1(channels, dtype):
+    """Heat maps of faces' points and of centres are 0 nearly everywhere."""
+    one = spec((1, 16, 24, channels), dtype, 1 / 256 if dtype == np.uint8 else 0.0)
+    assert recognise(look([one], image=IMAGE)).kind == "raw"
+
+
+SMOOTH = RNG.uniform(0.02, 0.98, (1, 64, 96, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("stored", ["float", "uint8"])
+def test_depth_noise_and_colour_within_0_to_1_are_no_classes(channels, stored):
+    first, one = SMOOTH[..., :channels], (1, 64, 96, channels)
+    if stored == "uint8":
+        first, one = np.rint(first * 255).astype(np.uint8), spec(one, np.uint8, 1 / 255)
+    found = recognise(look([one], [first], image=IMAGE))
+    assert found.kind == "raw"
+    assert '"type": "segment"' in found.why
+    labelled = recognise(look([one], [first], image=IMAGE, labels=2))
+    assert (labelled.kind, labelled.class_count) == ("segment", 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "kind"),
+    [
+        ((1, 64, 96, 21), 0, "segment"),  # DeepLab without a last operator: Pascal VOC
+        ((1, 64, 96, 7), 0, "raw"),
+        ((1, 64, 96, 7), 7, "segment"),
+        ((1, 32, 48, 21), 0, "raw"),  # points of a hand, perhaps
+        ((1, 32, 48, 21), 21, "segment"),
+        ((1, 32, 48, 21), 20, "raw"),
+    ],
+)
+def test_logits_are_classes_where_their_number_is_known(shape, labels, kind):
+    output = RNG.normal(0, 5, shape).astype(np.float32)
+    found = recognise(look([shape], [output], image=IMAGE, labels=labels))
+    assert found.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero_point"), [(np.int16, 1 / 32768, 0), (np.int8, 1 / 256, -128)]
+)
+def test_a_sigmoid_is_known_by_its_steps(dtype, scale, zero_point):
+    found = recognise(look([spec((1, 32, 48, 1), dtype, scale, zero_point)], image=IMAGE))
+    assert found.read_as == {"logits": False}
+    output = np.full((1, 32, 48, 1), round(0.6 / scale) + zero_point, dtype)
+    assert decoded(found, output, 0.5).class_ids.all()
+    assert not decoded(found, output, 0.7).class_ids.any()
+
+
 @pytest.mark.parametrize("channels", [3, 17])
 def test_the_manifest_may_ask_for_it(channels):
     output = RNG.normal(0, 1, (1, 16, 24, channels)).astype(np.float32)
