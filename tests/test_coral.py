@@ -117,7 +117,7 @@ def test_usb_held_by_another_process(tmp_path):
     assert trouble.message == "/dev/bus/usb/002/005 is in use by process 31337 (frigate)"
 
 
-@pytest.mark.parametrize("owner", [None, os.getpid()])
+@pytest.mark.parametrize("owner", [None, os.getpid()], ids=["free", "ours"])
 def test_pcie_that_is_free_or_ours(tmp_path, owner):
     pci(tmp_path, owner=owner)
     assert why_unusable("edgetpu:pci:0", tmp_path) is None

@@ -317,7 +317,7 @@ def test_wrong_labels_are_refused(zoo, tmp_path, capfd, pictures, content, code,
     image = str(pictures / "0.png")
     assert main(["detect", str(model), image, "--labels", str(labels)]) == code
     errors = capfd.readouterr().err
-    assert str(labels) in errors
+    assert str(labels)[:40] in errors, "long values are cut short"
     assert reason in errors
 
 
