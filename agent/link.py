@@ -62,8 +62,8 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     accelerator: str
     reason: str | None  # why that is not what was wanted
     is_accelerated: bool  # this model or one of its second stages uses an accelerator
-    # Models whose accelerator may come back, by name in [models] ("": this one), and what ails it.
-    fallbacks: dict[str, str]
+    # Models whose accelerator may come back, by name in [models] ("": this one).
+    fallbacks: tuple[str, ...]
     run: MeasuredRun
     first_invoke_s: float
     notes: tuple[str, ...]

@@ -11,7 +11,6 @@ back, and the next probe waits twice as long.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # Its worker may die this often within so many seconds; edgetpu#645: libedgetpu's abort cannot
@@ -32,7 +31,7 @@ class Failover:
     """The accelerators of one worker: its model's, and those of its second stages."""
 
     wanted: tuple[str, ...]  # as configured
-    avoid: str = ""  # why they rest; empty: they are tried
+    avoid: str = ""  # why the next worker must not try them, as they killed others
     resting: tuple[str, ...] = ()  # models that do without, by name in [models]
     _deaths: list[float] = field(default_factory=list)
     _is_used: bool = False  # by the worker that is ready now
@@ -40,14 +39,15 @@ class Failover:
     _probe_at: float | None = None
     _wait_s: float = PROBE_FIRST_S
 
-    def on_ready(self, *, is_accelerated: bool, fallbacks: Mapping[str, str], now: float) -> None:
-        """A worker runs; `fallbacks` are its models that had to do without, and why."""
+    def on_ready(self, *, is_accelerated: bool, fallbacks: tuple[str, ...], now: float) -> None:
+        """A worker runs; `fallbacks` are its models that had to do without."""
         self._is_used = is_accelerated
-        self.resting = tuple(fallbacks)
-        if fallbacks and not self.avoid:
-            self._rest("; ".join(dict.fromkeys(fallbacks.values())), now)
-        elif not fallbacks:
+        self.resting = fallbacks
+        if not fallbacks:
             self.avoid, self._probe_at = "", None
+        elif self._probe_at is None:
+            # Nothing is to be avoided: what is absent for one model may serve another.
+            self._look_later(now)
 
     def on_death(self, reason: str, now: float, *, was_ready: bool, is_hang: bool) -> bool:
         """A worker died unbidden; return whether the accelerator rests from now on."""
@@ -70,6 +70,9 @@ class Failover:
     def _rest(self, reason: str, now: float) -> None:
         self.avoid = reason
         self._deaths = []
+        self._look_later(now)
+
+    def _look_later(self, now: float) -> None:
         self._probe_at = now + self._wait_s
         self._wait_s = min(PROBE_MOST_S, 2 * self._wait_s)
 
@@ -86,8 +89,7 @@ class Failover:
     def on_probe(self, failure: str, now: float) -> bool:
         """Take a probe's answer, empty for success; return whether the accelerator is back."""
         if failure:
-            self._probe_at = now + self._wait_s
-            self._wait_s = min(PROBE_MOST_S, 2 * self._wait_s)
+            self._look_later(now)
             return False
         self.avoid, self._probe_at = "", None
         self._returned_at = now

@@ -48,7 +48,10 @@ class AcceleratorProbe:
 
 
 class AcceleratorProbes:
-    """The accelerators of several models, one after the other; the first failure is the answer."""
+    """The accelerators of several models, one after the other, until one of them works.
+
+    One that stays away must not keep another from coming back.
+    """
 
     def __init__(self, models: Sequence[ModelConfig], learn: Callable[[Learned], None]) -> None:
         self._left = list(models)
@@ -62,7 +65,7 @@ class AcceleratorProbes:
                 return ""
             self._now = AcceleratorProbe(self._left.pop(0), self._learn)
         answer = self._now.poll()
-        if answer == "" and self._left:
+        if answer and self._left:
             self._now = None
             return None
         return answer

@@ -75,7 +75,7 @@ class SecondStages:
     def __init__(self) -> None:
         self.stages: list[Stage] = []
         self.notes: list[str] = []
-        self.fallbacks: dict[str, str] = {}  # models whose accelerator may come back, and why
+        self.fallbacks: list[str] = []  # models whose accelerator may come back
 
     def add(self, config: SecondStage, load: Callable[[], Model]) -> None:
         """Load one; where that cannot be done the first model works without it."""
@@ -90,7 +90,7 @@ class SecondStages:
         said = [model.reason, *model.notes]
         self.notes += [f"{where}: {note}" for note in said if note]
         if model.is_fallback:
-            self.fallbacks[config.model] = f"{where}: {model.reason}"
+            self.fallbacks.append(config.model)
 
 
 class Cascade:

@@ -115,7 +115,6 @@ class Worker:
         measured_ms = chooser.measured_ms  # of this model; second stages are chosen next
         second = self._second_stages(start, chooser, model.head.task)
         stages = second.stages
-        fallbacks = {"": model.reason or ""} if model.is_fallback else {}
         for lane in self._lanes.values():
             lane.state = State(model.engine, model.feedback) if model.feedback else None
         accelerator = model.engine.accelerator
@@ -147,7 +146,7 @@ class Worker:
                     not one.engine.accelerator.startswith("cpu")
                     for one in (model, *(stage.model for stage in stages))
                 ),
-                fallbacks=fallbacks | second.fallbacks,
+                fallbacks=(*([""] if model.is_fallback else []), *second.fallbacks),
                 run=MeasuredRun(
                     runtime=model.engine.runtime,
                     threads=model.engine.threads,

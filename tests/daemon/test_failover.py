@@ -17,11 +17,11 @@ from agent.daemon.failover import (
 
 
 def on_tpu(failover, now=0.0):
-    failover.on_ready(is_accelerated=True, fallbacks={}, now=now)
+    failover.on_ready(is_accelerated=True, fallbacks=(), now=now)
 
 
 def on_cpu(failover, reason, now=0.0):
-    failover.on_ready(is_accelerated=False, fallbacks={"": reason}, now=now)
+    failover.on_ready(is_accelerated=False, fallbacks=("",), now=now)
 
 
 def die(failover, now, **how):
@@ -49,7 +49,7 @@ def test_deaths_long_ago_are_forgotten():
 def test_a_worker_on_the_processor_dies_for_reasons_of_its_own():
     failover = Failover(("auto",))
     for at in range(10):
-        failover.on_ready(is_accelerated=False, fallbacks={}, now=at)
+        failover.on_ready(is_accelerated=False, fallbacks=(), now=at)
         assert not die(failover, float(at))
     assert not failover.avoid
 
@@ -74,6 +74,17 @@ def test_absent_then_plugged_in():
     assert failover.on_probe("", later)
     assert not failover.avoid
     assert not failover.is_probe_due(later + 10 * PROBE_MOST_S)
+
+
+def test_what_one_model_lacks_is_no_reason_to_avoid_what_another_uses():
+    failover = Failover(("edgetpu", "delegate:/absent.so"))
+    for at in (0.0, 10.0, 20.0):
+        failover.on_ready(is_accelerated=True, fallbacks=("breeds",), now=at)
+        assert not failover.avoid
+        assert failover.resting == ("breeds",)
+        rests_now = die(failover, at + 1)
+    assert rests_now, "deaths of the one in use are counted all the same"
+    assert "died 3 times" in failover.avoid
 
 
 def test_one_death_after_a_return_is_enough_until_it_has_proven_itself():
@@ -161,10 +172,8 @@ class Any(RuleBasedStateMachine):
 
     @invariant()
     def a_resting_accelerator_is_probed_in_time(self):
-        if self.failover.avoid:
-            assert self.failover.is_probe_due(self.now + PROBE_MOST_S)
-        else:
-            assert not self.failover.is_probe_due(self.now + 1e9)
+        is_resting = bool(self.failover.avoid) or self.failover._probe_at is not None
+        assert self.failover.is_probe_due(self.now + PROBE_MOST_S) == is_resting
         assert len(self.failover._deaths) < DEATHS_MOST
 
 

@@ -34,7 +34,7 @@ READY = Ready(
     accelerator="cpu",
     reason=None,
     is_accelerated=False,
-    fallbacks={},
+    fallbacks=(),
     run=MeasuredRun(runtime="fake 1", threads=1, xnnpack=False, invoke_ms=None),
     first_invoke_s=0.02,
     notes=(),
@@ -378,7 +378,7 @@ def test_an_accelerator_that_kills_three_times_rests_and_the_next_starts_at_once
 def test_a_probe_that_succeeds_replaces_the_worker(rig):
     rig.supervisor.failover.wanted = ("delegate:/x.so",)
     rig.start()
-    rig.say(structs.replace(READY, fallbacks={"": "absent"}), result(1, 5))
+    rig.say(structs.replace(READY, fallbacks=("",)), result(1, 5))
     assert not rig.probes
     rig.now += PROBE_FIRST_S
     rig.say(beat())
@@ -400,7 +400,7 @@ def test_a_probe_that_succeeds_replaces_the_worker(rig):
 def test_a_worker_that_does_not_end_as_asked_is_killed(rig):
     rig.supervisor.failover.wanted = ("delegate:/x.so",)
     rig.start()
-    rig.say(structs.replace(READY, fallbacks={"": "absent"}))
+    rig.say(structs.replace(READY, fallbacks=("",)))
     rig.now += PROBE_FIRST_S
     rig.say(beat())
     rig.probe_answer = ""
@@ -416,7 +416,7 @@ def test_a_worker_that_does_not_end_as_asked_is_killed(rig):
 def test_a_probe_that_fails_leaves_the_worker_alone(rig):
     rig.supervisor.failover.wanted = ("edgetpu",)
     rig.start()
-    rig.say(structs.replace(READY, fallbacks={"": "absent"}))
+    rig.say(structs.replace(READY, fallbacks=("",)))
     rig.now += PROBE_FIRST_S
     rig.say(beat())
     rig.probe_answer = "no Edge TPU is plugged in"
@@ -446,7 +446,7 @@ def test_what_was_learned_is_handed_on(rig):
 def test_ending_ends_the_probe(rig):
     rig.supervisor.failover.wanted = ("edgetpu",)
     rig.start()
-    rig.say(structs.replace(READY, fallbacks={"": "absent"}))
+    rig.say(structs.replace(READY, fallbacks=("",)))
     rig.now += PROBE_FIRST_S
     rig.say(beat())
     rig.supervisor.check()
@@ -457,7 +457,7 @@ def test_ending_ends_the_probe(rig):
 def test_what_is_probed_are_the_models_that_do_without(rig):
     rig.supervisor.failover.wanted = ("cpu", "edgetpu")
     rig.start()
-    rig.say(structs.replace(READY, fallbacks={"breeds": "[models.breeds]: absent"}))
+    rig.say(structs.replace(READY, fallbacks=("breeds",)))
     rig.now += PROBE_FIRST_S
     rig.say(beat())
     rig.supervisor.check()
