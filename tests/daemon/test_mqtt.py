@@ -146,7 +146,7 @@ def test_a_broker_restart_mid_stream_loses_nothing_and_keeps_the_order(
     assert half_way.wait(10)
     broker.stop()
     eventually(lambda: not link.connection.connected)
-    before.close()
+    before.read_to_the_end()
     broker.start()
     after = watch(broker.port)
     gate.set()

@@ -50,6 +50,7 @@ class Watcher:
 
     port: int
     heard: list[tuple[str, bytes, bool]] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def open(self) -> Watcher:
         ready = threading.Event()
@@ -59,6 +60,7 @@ class Watcher:
         self.client.reconnect_delay_set(1, 1)
         self.client.on_connect = lambda client, *_: client.subscribe("#", qos=0)
         self.client.on_subscribe = lambda *_: ready.set()
+        self.client.on_disconnect = lambda *_: self.ended.set()
         self.client.on_message = lambda _c, _u, message: self.heard.append(
             (message.topic, message.payload, message.retain)
         )
@@ -70,6 +72,14 @@ class Watcher:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+
+    def read_to_the_end(self) -> None:
+        """Wait until the broker's end was noticed, so that all it had sent is heard; close.
+
+        To close earlier writes to a peer that is gone, and its RST throws away what is unread.
+        """
+        assert self.ended.wait(WITHIN_S)
+        self.close()
 
     def payloads(self, topic: str) -> list[bytes]:
         return [payload for heard, payload, _ in list(self.heard) if heard == topic]

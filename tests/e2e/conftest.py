@@ -14,7 +14,13 @@ from harness import Agent, Subscriber
 def broker(tmp_path: Path) -> Iterator[RunningBroker]:
     if MOSQUITTO is None:
         pytest.skip("mosquitto is not installed")
-    running = mosquitto(tmp_path).start()
+    (tmp_path / "broker").mkdir()
+    keeps = (
+        "persistence true",
+        f"persistence_location {tmp_path}/broker/",
+        "max_queued_messages 0",
+    )
+    running = mosquitto(tmp_path, *keeps).start()
     yield running
     running.stop()
 

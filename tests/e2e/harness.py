@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import psutil
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 CLIP = PROJECT / "agent" / "demo" / "clip.mp4"
@@ -49,7 +52,9 @@ class Subscriber:
     def __init__(self, port: int, topic: str = "edge/#") -> None:
         self.messages: list[Message] = []
         self._changed = threading.Condition()
-        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self._client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2, client_id=uuid.uuid4().hex, protocol=mqtt.MQTTv5
+        )
         self._client.reconnect_delay_set(0.2, 0.5)
         self._client.on_connect = lambda client, *_: (
             self._disconnected.clear(),
@@ -60,7 +65,11 @@ class Subscriber:
         self._client.on_disconnect = lambda *_: self._disconnected.set()
         self._subscribed = threading.Event()
         self._disconnected = threading.Event()
-        self._client.connect("127.0.0.1", port)
+        # A broker that keeps sessions keeps what comes while we are not back yet, as after its
+        # restart, when the agent may be there first.
+        session = Properties(PacketTypes.CONNECT)
+        session.SessionExpiryInterval = 3600
+        self._client.connect("127.0.0.1", port, clean_start=False, properties=session)
         self._client.loop_start()
         assert self._subscribed.wait(10)
 
