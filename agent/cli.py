@@ -87,6 +87,9 @@ def _add_check(commands: Commands) -> None:
     parser = commands.add_parser("check", help="examine configuration, camera, model and broker")
     _add_config(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument(
+        "--config-only", action="store_true", help="the configuration alone: exit code 0 or 78"
+    )
     parser.set_defaults(command=_check)
 
 
@@ -184,8 +187,7 @@ def find_config(path: Path | None) -> tuple[Config, list[str]]:
 def _run(arguments: argparse.Namespace) -> int:
     from agent.daemon.app import run_daemon
 
-    config, warnings = find_config(arguments.config)
-    return run_daemon(config, warnings)
+    return run_daemon(lambda: find_config(arguments.config))
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -195,7 +197,13 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from agent.doctor import run_check
+    if arguments.config_only:
+        # Before each start of the service: nothing that takes time is loaded.
+        from agent.doctor.report import report
+        from agent.doctor.settings import check_config
+
+        return report([check_config(arguments.config)[1]], as_json=arguments.json)
+    from agent.doctor.doctor import run_check
 
     return run_check(arguments.config, as_json=arguments.json)
 

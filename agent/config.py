@@ -189,8 +189,10 @@ class MqttConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     key_file: Annotated[str, help_text("its key")] = ""
     outbox_max_mb: Annotated[
         Annotated[float, Meta(ge=0.01, le=4096)],
-        help_text("results kept (in memory) while the broker is away; the oldest go first"),
-    ] = 16.0
+        help_text(
+            "of disk for what waits while the broker is away; then the oldest go, and are named"
+        ),
+    ] = 256.0
 
 
 class TelemetryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -284,8 +286,19 @@ def check_confirm(confirm: tuple[int, int]) -> None:
         )
 
 
+def check_id(name: str) -> None:
+    """Refuse an id whose topics would be another's.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if name == "group":
+        raise ValueError("cannot be `group`, as groups of boards have their topics there")
+
+
 # What a type cannot say. Each takes the value and raises ValueError with what is allowed.
 RULES: dict[str, Callable[[Any], object]] = {
+    "device.id": check_id,
     "mqtt.url": parse_address,
     "mqtt.prefix": check_prefix,
     "camera.region": check_region,

@@ -83,6 +83,8 @@ class ResultOut(Struct, frozen=True, kw_only=True, tag="result"):
     seq: int
     frame_id: int
     payload: bytes
+    # Wall minus monotonic clock at the capture, seconds; None: the clock was synchronized then.
+    clock_offset_s: float | None = None
 
 
 class CameraCounts(Struct, frozen=True, kw_only=True):

@@ -124,8 +124,13 @@ def amqtt(folder: Path) -> RunningBroker:
     return RunningBroker(command=command, port=port, log=folder / f"amqtt-{port}.log")
 
 
-def make_certificates(folder: Path, *, host: str = "localhost") -> Certificates:
-    """Make an authority and its certificates with the openssl command."""
+def make_certificates(
+    folder: Path, *, host: str = "localhost", server_days: int = 2, client_days: int = 2
+) -> Certificates:
+    """Make an authority and its certificates with the openssl command.
+
+    Each is valid from now on for so many days; a negative number makes one that expired.
+    """
     ca, ca_key = folder / "ca.pem", folder / "ca.key"
     # fmt: off
     _openssl(
@@ -135,14 +140,16 @@ def make_certificates(folder: Path, *, host: str = "localhost") -> Certificates:
         "-addext", "keyUsage=critical,keyCertSign,cRLSign",
     )
     # fmt: on
-    server, server_key = _signed(folder, "server", host, ca, ca_key)
-    client, client_key = _signed(folder, "client", "board", ca, ca_key)
+    server, server_key = _signed(folder, "server", host, ca, ca_key, server_days)
+    client, client_key = _signed(folder, "client", "board", ca, ca_key, client_days)
     return Certificates(
         ca=ca, server=server, server_key=server_key, client=client, client_key=client_key
     )
 
 
-def _signed(folder: Path, name: str, host: str, ca: Path, ca_key: Path) -> tuple[Path, Path]:
+def _signed(
+    folder: Path, name: str, host: str, ca: Path, ca_key: Path, days: int
+) -> tuple[Path, Path]:
     key, request, certificate = (folder / f"{name}.{end}" for end in ("key", "csr", "pem"))
     extensions = folder / f"{name}.ext"
     extensions.write_text(f"subjectAltName=DNS:{host}\n", encoding="utf-8")
@@ -153,7 +160,8 @@ def _signed(folder: Path, name: str, host: str, ca: Path, ca_key: Path) -> tuple
     )
     _openssl(
         "x509", "-req", "-in", str(request), "-CA", str(ca), "-CAkey", str(ca_key),
-        "-CAcreateserial", "-out", str(certificate), "-days", "2", "-extfile", str(extensions),
+        "-CAcreateserial", "-out", str(certificate), "-days", str(days),
+        "-extfile", str(extensions),
     )
     # fmt: on
     return certificate, key

@@ -82,6 +82,7 @@ def test_every_fault_in_one_go():
         ("[model]\nscore_threshold = nan", "must be a number from 0 to 1"),
         ("[[camera]]\nfps = inf", "camera[0].fps = inf: must be a number from 0 to 1000"),
         ("camera = [1]", "camera[0] = 1: must be a section, [[camera]]"),
+        ('[device]\nid = "group"', "cannot be `group`"),
         ("[mqtt]\noutbox_max_mb = 0.0001", "must be a number from 0.01 to 4096"),
         (
             "[device]\ngroups = ['a b']",

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-CameraState = Literal["online", "offline", "starting"]
+CameraState = Literal["online", "offline", "starting", "frozen"]
+GapReason = Literal["queue_full", "too_large", "refused", "damaged", "restart"]
 Count = Annotated[int, Meta(ge=0)]
 Milliseconds = Annotated[float, Meta(ge=0)]
 Score = Annotated[float, Meta(ge=0, le=1)]
@@ -151,6 +152,9 @@ class CascadeRun(Struct, frozen=True, kw_only=True):
 class Result(Struct, frozen=True, kw_only=True):
     """One processed frame; `(device, boot_id, camera, seq)` identifies it for ever.
 
+    `seq` goes on over restarts, so that a repeated message is known by `(device, camera, seq)`
+    alone as long as the board keeps its state; it has no holes but those a gap message names.
+
     `dropped` counts the frames of this camera that were captured but not processed since
     the result before, `still` those that a motion gate found unchanged: frame_id grows by
     `dropped` + `still` + 1 from one processed frame to the next.
@@ -159,11 +163,17 @@ class Result(Struct, frozen=True, kw_only=True):
     schema: Literal["edge-agent/detections/1"] = "edge-agent/detections/1"
     device: str
     camera: str
-    boot_id: Annotated[str, Meta(description="one run of the daemon; seq starts at 1 in each")]
+    boot_id: Annotated[str, Meta(description="one run of the daemon")]
     seq: Annotated[int, Meta(ge=1)]
     frame_id: Annotated[int, Meta(ge=1)]
     captured_at: UnixSeconds
     clock_synced: bool | None
+    clock_repaired: (
+        Annotated[
+            bool, Meta(description="captured_at was corrected when the clock was synchronized")
+        ]
+        | UnsetType
+    ) = UNSET
     latency_ms: Annotated[float, Meta(ge=0, description="capture to encoded result")]
     dropped: Count
     frame: FrameSize
@@ -240,7 +250,12 @@ class CameraSummary(Struct, frozen=True, kw_only=True):
 class Problem(Struct, frozen=True, kw_only=True):
     """Something that is wrong now; the list is empty on a healthy board."""
 
-    code: Annotated[str, Meta(description="model, camera.<name>, worker, accelerator or config")]
+    code: Annotated[
+        str,
+        Meta(
+            description="model, camera.<name>, worker, accelerator, config, outbox or needs_reboot"
+        ),
+    ]
     message: str
     since: UnixSeconds
 
@@ -300,10 +315,12 @@ class ProcessTelemetry(Struct, frozen=True, kw_only=True):
 
 
 class OutboxTelemetry(Struct, frozen=True, kw_only=True):
-    """Results waiting for the broker, and those given up."""
+    """Results and telemetry waiting for the broker, and those given up; counts of this run."""
 
     waiting: Count
     waiting_mib: float
+    on_disk: Annotated[int, Meta(ge=0, description="of those waiting")]
+    on_disk_mib: float
     published: Count
     dropped: Count
 
@@ -321,8 +338,10 @@ class Telemetry(Struct, frozen=True, kw_only=True):
     schema: Literal["edge-agent/telemetry/1"] = "edge-agent/telemetry/1"
     device: str
     boot_id: str
+    seq: Annotated[int, Meta(ge=1, description="of the stream `telemetry`; as in a result")]
     at: UnixSeconds
     clock_synced: bool | None
+    clock_repaired: bool | UnsetType = UNSET
     uptime_s: float
     interval_s: float
     cameras: dict[str, CameraTelemetry]
@@ -333,7 +352,11 @@ class Telemetry(Struct, frozen=True, kw_only=True):
 
 
 class Gap(Struct, frozen=True, kw_only=True):
-    """Results that were given up: every `seq` from `from_seq` to `to_seq` of the stream."""
+    """Records that were given up: every `seq` from `from_seq` to `to_seq` of the stream.
+
+    For the reason `restart` those of them that never came were lost when the agent or its board
+    ended suddenly, or were never used: how many is unknown, and `count` null.
+    """
 
     schema: Literal["edge-agent/gap/1"] = "edge-agent/gap/1"
     device: str
@@ -341,8 +364,8 @@ class Gap(Struct, frozen=True, kw_only=True):
     stream: Annotated[str, Meta(description="the topic below the device, camera/<name>/detections")]
     from_seq: Count
     to_seq: Count
-    count: Count
-    reason: Literal["queue_full", "too_large", "refused"]
+    count: Count | None
+    reason: GapReason
 
 
 encode = msgspec.json.Encoder().encode

@@ -42,7 +42,7 @@ CAMERA_STATUS = TopicRow(
     pattern="<p>/<d>/camera/<c>/status",
     payload=payloads.CameraStatus,
     retained=True,
-    says="online, offline or starting, since when and why",
+    says="online, offline, starting or frozen, since when and why",
 )
 TELEMETRY = TopicRow(
     pattern="<p>/<d>/telemetry",

@@ -1,7 +1,8 @@
 """The composition root of the control process: the only place where settings meet constructors.
 
-One thread runs `supervise`: it waits on the workers' links, on signals and on timers. The MQTT
-link has a thread of its own, so that a slow broker or resolver never delays supervision.
+One thread runs the main loop: it waits on the workers' links, on signals and on timers. The MQTT
+link has a thread of its own, so that a slow broker or resolver never delays supervision; so has
+the outbox, so that a slow disk never does.
 
 Each model that cameras name is an engine with a worker process of its own: whatever one of
 them does, the cameras of the others go on.
@@ -9,39 +10,49 @@ them does, the cameras of the others go on.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
-import selectors
-import signal
-import socket
-import time
+import math
+import os
 import uuid
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.choices import CHOICES_FILE, most_threads
 from agent.config import CameraConfig, Config, device_id
 from agent.contract import topics
 from agent.contract.topics import Topics
+from agent.daemon import reload
+from agent.daemon.backoff_memory import BACKOFF_FILE, BackoffMemory
 from agent.daemon.choice_memory import ChoiceMemory
+from agent.daemon.clock_repair import ClockRepair
 from agent.daemon.failover import Failover
+from agent.daemon.instance import acquire
+from agent.daemon.liveness import Liveness, Watchdog
+from agent.daemon.main_loop import MainLoop, Outcome, Requests, requests_from_signals
+from agent.daemon.memory_limit import WorkerMemory, read_budget
 from agent.daemon.mqtt import MqttLink
 from agent.daemon.outbox import GapNote, Outbox, Record
 from agent.daemon.probing import AcceleratorProbes
-from agent.daemon.report import EngineReport, Report
+from agent.daemon.report import TELEMETRY_STREAM, EngineReport, Report, detections_stream
 from agent.daemon.supervisor import Supervisor, stop_all
+from agent.daemon.systemd import Notifier
+from agent.errors import ConfigError
 from agent.link import Resume, Start
-from agent.sensors.coral import find_corals
 
 log = logging.getLogger(__name__)
 
-STOP_WORKER_WITHIN_S = 4.0
-FLUSH_WITHIN_S = 4.0
-# Reading a few directories of sysfs costs well under a millisecond.
-HOT_PLUG_LOOK_S = 2.0
-HOT_PLUG_LOOKS = 3  # a stick that is enumerated anew may be missing at one of them
+# Together with what Python itself needs: less than the 10 s that are promised for SIGTERM.
+STOP_WORKER_WITHIN_S = 3.0
+FLUSH_WITHIN_S = 3.0
+SAVE_WITHIN_S = 2.0
+# How long one turn of a loop may take. Every wait of the link's thread is a fraction of a second;
+# a worn SD card may hold a write back for many seconds.
+MQTT_STUCK_S = 15.0
+DISK_STUCK_S = 60.0
+
+Load = Callable[[], tuple[Config, list[str]]]
 
 
 @dataclass(slots=True)
@@ -50,28 +61,39 @@ class Daemon:
 
     supervisors: list[Supervisor]
     mqtt: MqttLink
+    outbox: Outbox
     report: Report
-    telemetry_interval_s: float
+    backoff: BackoffMemory
 
 
 def build_daemon(config: Config) -> Daemon:
-    """Wire the control process; nothing runs yet."""
+    """Wire the control process; of its threads only the outbox's runs yet."""
     device = device_id(config.device)
-    # One id per run of the daemon, so that (device, boot_id, camera, seq) never repeats although
-    # seq starts at 1 again.
-    boot_id = uuid.uuid4().hex
+    boot_id = uuid.uuid4().hex  # one id per run of the daemon
     names = Topics(config.mqtt.prefix, device)
+    state_dir = Path(config.device.state_dir)
 
     def gap_record(note: GapNote) -> Record:
         return report.gap_record(note)
 
+    def wake() -> None:
+        mqtt.wake()
+
+    clock = ClockRepair()
+    outbox = Outbox(
+        max_bytes=int(config.mqtt.outbox_max_mb * 1e6),
+        folder=state_dir,
+        repair=clock.repair,
+        on_refill=wake,
+    )
     mqtt = MqttLink(
         config.mqtt,
         client_id=f"edge-agent-{device}",
         availability_topic=names.name(topics.AVAILABILITY),
-        outbox=Outbox(int(config.mqtt.outbox_max_mb * 1e6)),
+        outbox=outbox,
         gap_record=gap_record,
     )
+    outbox.open()
     report = Report(
         device=device,
         boot_id=boot_id,
@@ -79,19 +101,23 @@ def build_daemon(config: Config) -> Daemon:
         cameras=config.camera,
         names=names,
         mqtt=mqtt,
+        clock=clock,
+        telemetry_seq=outbox.first_seq(TELEMETRY_STREAM),
     )
-    memory = ChoiceMemory(Path(config.device.state_dir) / CHOICES_FILE)
+    memory = ChoiceMemory(state_dir / CHOICES_FILE)
+    backoff = BackoffMemory(state_dir / BACKOFF_FILE)
     served = cameras_by_model(config)
-    supervisors = [
-        build_engine(config, name, cameras, device, boot_id, report, memory, len(served))
-        for name, cameras in served.items()
-    ]
-    return Daemon(
-        supervisors=supervisors,
-        mqtt=mqtt,
+    share = EngineShare(
+        boot_id=boot_id,
         report=report,
-        telemetry_interval_s=config.telemetry.interval_s,
+        outbox=outbox,
+        choices=memory,
+        backoff=backoff,
+        worker_memory=WorkerMemory(read_budget()),
+        most_threads=most_threads(len(served)),
     )
+    supervisors = [build_engine(config, name, cameras, share) for name, cameras in served.items()]
+    return Daemon(supervisors=supervisors, mqtt=mqtt, outbox=outbox, report=report, backoff=backoff)
 
 
 def cameras_by_model(config: Config) -> dict[str, tuple[CameraConfig, ...]]:
@@ -102,15 +128,21 @@ def cameras_by_model(config: Config) -> dict[str, tuple[CameraConfig, ...]]:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineShare:
+    """What all engines have in common."""
+
+    boot_id: str
+    report: Report
+    outbox: Outbox
+    choices: ChoiceMemory
+    backoff: BackoffMemory
+    worker_memory: WorkerMemory
+    most_threads: int
+
+
 def build_engine(
-    config: Config,
-    name: str,
-    cameras: tuple[CameraConfig, ...],
-    device: str,
-    boot_id: str,
-    report: Report,
-    memory: ChoiceMemory,
-    engines: int,
+    config: Config, name: str, cameras: tuple[CameraConfig, ...], share: EngineShare
 ) -> Supervisor:
     """Wire one engine: its report and its supervisor."""
     model = config.models[name] if name else config.model
@@ -119,15 +151,15 @@ def build_engine(
 
     def make_start(resume: dict[str, Resume], avoid: str) -> Start:
         return Start(
-            device=device,
-            boot_id=boot_id,
+            device=device_id(config.device),
+            boot_id=share.boot_id,
             model=model,
             second=second,
             cameras=cameras,
             resume=resume,
             avoid=avoid,
-            most_threads=most_threads(engines),
-            choices=memory.short,
+            most_threads=share.most_threads,
+            choices=share.choices.short,
         )
 
     listener = EngineReport(
@@ -136,134 +168,130 @@ def build_engine(
         accelerator_wanted=model.accelerator,
         worker_pid=lambda: supervisor.worker_pid,
         restarts=lambda: supervisor.restarts,
-        report=report,
-        learn=memory.learn,
+        report=share.report,
+        learn=share.choices.learn,
     )
-    report.engines.append(listener)
+    share.report.engines.append(listener)
     supervisor = Supervisor(
+        name=name,
         make_start=make_start,
         listener=listener,
         failover=Failover(tuple(one.accelerator for one in models.values())),
-        start_probe=lambda names: AcceleratorProbes([models[one] for one in names], memory.learn),
+        start_probe=lambda names: AcceleratorProbes(
+            [models[one] for one in names], share.choices.learn
+        ),
+        first_seq={
+            camera.name: share.outbox.first_seq(detections_stream(camera.name))
+            for camera in cameras
+        },
+        backoff=share.backoff,
+        memory=share.worker_memory,
     )
     return supervisor
 
 
-def run_daemon(config: Config, warnings: list[str]) -> int:
-    """Run until SIGTERM or SIGINT; return the exit code."""
-    for warning in warnings:
-        log.warning("configuration: %s", warning)
-    daemon = build_daemon(config)
-    with _stop_on_signals() as stop:
-        for supervisor in daemon.supervisors:
-            supervisor.start()  # first: libraries load while the broker is looked up
-        daemon.report.publish_all()
-        daemon.mqtt.start()
-        try:
-            _supervise(daemon, stop)
-        finally:
-            stop_all(daemon.supervisors, STOP_WORKER_WITHIN_S)
-            is_flushed = daemon.mqtt.stop(FLUSH_WITHIN_S)
-    if not is_flushed:
-        log.warning("stopped with results unsent waiting=%d", daemon.mqtt.outbox.waiting)
+def run_daemon(load: Load) -> int:
+    """Run until SIGTERM or SIGINT; return the exit code. SIGHUP reads the settings anew.
+
+    Raises:
+        ConfigError: the settings cannot be used.
+        UnavailableError: another agent runs on the same state folder.
+    """
+    faulthandler.enable()  # where every thread was goes to the journal when the watchdog ends us
+    notifier = Notifier(os.environ)
+    with requests_from_signals() as requests:
+        config, warnings = load()
+        running = reload.settings_of(config)
+        for warning in warnings:
+            log.warning("configuration: %s", warning)
+        lock = acquire(Path(config.device.state_dir))
+
+        outcome = _run(build_daemon(config), config, requests, notifier, Reload(running, load))
+        if lock is not None:
+            lock.release()
+        if outcome == "reload" and not requests.stop:
+            reload.re_execute(notifier.variables)
     return 0
 
 
-def _supervise(daemon: Daemon, stop: _StopRequest) -> None:
-    """The main loop: the worker's messages, the supervisor's timers, telemetry."""
-    next_telemetry = time.monotonic() + daemon.telemetry_interval_s
-    corals = HotPlug()
-    with selectors.DefaultSelector() as selector:
-        selector.register(stop.wake, selectors.EVENT_READ)
-        registered: list[socket.socket | None] = [None] * len(daemon.supervisors)
-        while not stop.is_set:
-            if corals.has_come(time.monotonic()):
-                for supervisor in daemon.supervisors:
-                    supervisor.failover.on_plugged_in(time.monotonic())
-            due_s = min(supervisor.check() for supervisor in daemon.supervisors)
-            _follow(selector, registered, [one.link for one in daemon.supervisors])
-            timeout = max(0.0, min(due_s, next_telemetry - time.monotonic()))
-            for key, _ in selector.select(timeout):
-                if key.fileobj is stop.wake:
-                    stop.wake.recv(64)
-                else:
-                    daemon.supervisors[key.data].receive()
-            if time.monotonic() >= next_telemetry:
-                next_telemetry = time.monotonic() + daemon.telemetry_interval_s
-                daemon.report.publish_telemetry()
-
-
 @dataclass(slots=True)
-class HotPlug:
-    """Notices Corals that are plugged in while the daemon runs."""
+class Reload:
+    """What becomes of a SIGHUP; `refused` says why the last one changed nothing, if it should."""
 
-    root: Path = Path("/")
-    _seen: deque[frozenset[str]] = field(default_factory=lambda: deque(maxlen=HOT_PLUG_LOOKS))
-    _next_look: float = 0.0
+    running: reload.Settings
+    load: Load
+    refused: str = ""
 
-    def has_come(self, now: float) -> bool:
-        """Return whether there is one that was not there at the last looks.
-
-        A stick is known by its port: its number changes whenever it is enumerated anew, which
-        every probe of it may cause.
-        """
-        if now < self._next_look:
-            return False
-        self._next_look = now + HOT_PLUG_LOOK_S
-        there = frozenset(f"{coral.kind} {coral.where}" for coral in find_corals(self.root))
-        is_new = bool(self._seen) and bool(there.difference(*self._seen))
-        self._seen.append(there)
-        return is_new
-
-
-def _follow(
-    selector: selectors.BaseSelector,
-    registered: list[socket.socket | None],
-    links: list[socket.socket | None],
-) -> None:
-    """Wait on the links that the supervisors have now.
-
-    All that are gone are let go first: a new link may have the number of another's old one.
-    """
-    changed = [at for at, link in enumerate(links) if link is not registered[at]]
-    for at in changed:
-        old, registered[at] = registered[at], None
-        if old is not None:
-            selector.unregister(old)  # finds closed sockets as well
-    for at in changed:
-        link = links[at]
-        if link is not None:
-            selector.register(link, selectors.EVENT_READ, at)
-            registered[at] = link
+    def is_wanted(self) -> bool:
+        """Return whether there are other settings to be used; bad ones are refused with a line."""
+        self.refused = ""
+        try:
+            if reload.must_restart(self.running, self.load):
+                log.info("configuration changed; starting anew")
+                return True
+        except ConfigError as error:
+            log.error("configuration refused, the old one goes on: %s", error)  # noqa: TRY400
+            self.refused = "the new configuration was refused, the old one goes on"
+        else:
+            log.info("configuration unchanged")
+        return False
 
 
-@dataclass(slots=True)
-class _StopRequest:
-    """Set by a signal; `wake` becomes readable, so that a waiting loop notices at once."""
-
-    wake: socket.socket
-    is_set: bool = False
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_StopRequest]:
-    """Turn SIGTERM and SIGINT into a request to stop; the old handlers are put back after."""
-    wake, inner = socket.socketpair()
-    wake.setblocking(False)
-    inner.setblocking(False)
-    request = _StopRequest(wake)
-
-    def stop(number: int, frame: object) -> None:
-        del number, frame
-        request.is_set = True
-
-    old_wakeup = signal.set_wakeup_fd(inner.fileno(), warn_on_full_buffer=False)
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+def _run(
+    daemon: Daemon,
+    config: Config,
+    requests: Requests,
+    notifier: Notifier,
+    settings: Reload,
+) -> Outcome:
+    """Run what is built until it is asked to end; then end it in order."""
+    liveness = Liveness()
+    liveness.watch("mqtt", MQTT_STUCK_S, lambda: daemon.mqtt.ticked_at)
+    # Live publishing goes on without a disk that hangs; a restart would not bring it back.
+    liveness.watch(
+        "outbox",
+        DISK_STUCK_S,
+        lambda: math.inf if daemon.outbox.is_held_by_disk else daemon.outbox.ticked_at,
+    )
+    loop = MainLoop(
+        supervisors=daemon.supervisors,
+        mqtt=daemon.mqtt,
+        report=daemon.report,
+        requests=requests,
+        notifier=notifier,
+        watchdog=Watchdog(liveness, notifier.watchdog_s, notifier.watchdog),
+        telemetry_interval_s=config.telemetry.interval_s,
+        wants_reload=settings.is_wanted,
+        refused=lambda: settings.refused,
+        prove=daemon.backoff.prove,
+    )
+    hold_s = daemon.backoff.begin()
+    if hold_s:
+        log.warning("ended uncleanly several times; workers start in_s=%.0f", hold_s)
+    for supervisor in daemon.supervisors:  # first: libraries load while the broker is looked up
+        if hold_s:
+            supervisor.start_later(hold_s)
+        else:
+            supervisor.start()
+    daemon.report.publish_all()
+    daemon.mqtt.start()
+    outcome: Outcome = "stop"
     try:
-        yield request
+        outcome = loop.run()
     finally:
-        signal.set_wakeup_fd(old_wakeup)
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        wake.close()
-        inner.close()
+        notifier.reloading() if outcome == "reload" else notifier.stopping()
+        _end(daemon)
+    daemon.backoff.prove()
+    daemon.backoff.flush(SAVE_WITHIN_S)
+    return outcome
+
+
+def _end(daemon: Daemon) -> None:
+    """Take the workers' last results, send what can be sent, and save the rest."""
+    stop_all(daemon.supervisors, STOP_WORKER_WITHIN_S)
+    is_flushed = daemon.mqtt.stop(FLUSH_WITHIN_S)
+    unsaved = daemon.outbox.close(SAVE_WITHIN_S)
+    if unsaved:
+        log.error("stopped; what waited could not be saved lost=%d", unsaved)
+    elif not is_flushed:
+        log.info("stopped; what waits is saved waiting=%d", daemon.outbox.waiting)

@@ -10,6 +10,7 @@ from agent.contract.payloads import CameraState, CameraTelemetry
 from agent.link import CameraCounts
 
 NOTHING = CameraCounts(captured=0, dropped=0, still=0, processed=0, last_frame_id=0)
+SEEN: tuple[CameraState, ...] = ("online", "frozen")  # frames come
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class CameraFacts:
             self.processed_before,
         ) = self.totals()
         self.now = NOTHING
-        if self.state == "online":
+        if self.state in SEEN:
             self.state, self.reason, self.since = "starting", "the worker is replaced", time.time()
         self.fps = None
 
@@ -64,7 +65,7 @@ def camera_telemetry(camera: CameraFacts, interval_s: float) -> CameraTelemetry:
         fps_in = round(max(0, captured - camera.captured_then) / interval_s, 2)
         fps_out = round(max(0, processed - camera.processed_then) / interval_s, 2)
     camera.captured_then, camera.processed_then = captured, processed
-    camera.fps = fps_out if camera.state == "online" else None
+    camera.fps = fps_out if camera.state in SEEN else None
     return CameraTelemetry(
         captured=captured,
         dropped=dropped,

@@ -2,27 +2,34 @@
 
 `put` and `retain` only queue and wake that thread, so nobody ever waits for the network. An
 absent broker is a normal state, said once; anything that goes wrong, in the network, in the
-broker or in this code, ends one connection and the next one starts clean. The thread itself
-ends only by `stop`. What is owed to the broker lives in `mqtt_delivery` and the outbox.
+broker or in this code, ends one connection and the next one starts clean. What is owed to the
+broker lives in `mqtt_delivery` and the outbox.
 
     put ─▶ Outbox ─┐                      ┌─ mqtt_dial ── TCP, TLS
     retain ────────┴▶ Delivery ─▶ Session ┴─ paho ─────── packets
+
+A connection counts as alive because the broker acknowledges, never because a socket is open:
+`Timing.notices_within_s` is how long a broker, a proxy or a network may go on in silence. The
+thread ends by `stop` alone; should an error end it all the same, `ensure_running` starts it
+anew, and `ticked_at` tells whether it hangs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.config import MqttConfig
+from agent.daemon.mqtt_connect import connect, probe
 from agent.daemon.mqtt_delivery import Delivery
-from agent.daemon.mqtt_dial import DialCancelledError, Patience, dial, parse_address
+from agent.daemon.mqtt_dial import DialCancelledError, Patience
 from agent.daemon.mqtt_session import (
+    KEEP_ALIVE_S,
     MISC_EVERY_S,
     ConnectionLostError,
     Doorbell,
@@ -33,10 +40,13 @@ from agent.daemon.mqtt_session import (
 from agent.daemon.outbox import GapNote, Outbox, Record
 from agent.errors import BrokerError
 
+__all__ = ["Connection", "MqttLink", "Timing", "probe"]
+
 logger = logging.getLogger(__name__)
 
 # Of the time `stop` is given, what is kept for `offline` and DISCONNECT.
 GOODBYE_SHARE = 0.25
+LONGEST_WAIT_S = MISC_EVERY_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +57,13 @@ class Timing:
     retry_first_s: float = 0.5
     retry_max_s: float = 30.0
     stable_after_s: float = 10.0  # a connection this old starts the back-off afresh
-    answer_within_s: float = 20.0  # a broker that is silent for longer is given up
+    keep_alive_s: float = KEEP_ALIVE_S  # a shorter one of the broker's takes its place
+    answer_within_s: float = 20.0  # a broker that acknowledges nothing for longer is given up
+
+    @property
+    def notices_within_s(self) -> float:
+        """Return how long a dead connection goes unnoticed: until a heartbeat, and its answer."""
+        return self.keep_alive_s / 2 + self.answer_within_s + MISC_EVERY_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +77,7 @@ class Connection:
     reconnects: int = 0
     max_packet: int | None = None
     receive_maximum: int | None = None
+    keep_alive_s: float | None = None
 
 
 def _ignore(_: Connection) -> None:
@@ -70,8 +87,10 @@ def _ignore(_: Connection) -> None:
 class MqttLink:
     """Publishes what it is given, in order, over as many connections as it takes.
 
-    Call order: `start`, then anything from any thread, then `stop` once. `on_change` and
-    `gap_record` are called by the link's thread.
+    Call order: `start`, then `put`, `retain` and `wake` from any thread and `ensure_running`
+    every second or so from that of `start`, then `stop` once. `on_change` and `gap_record` are
+    called by the link's thread. `ticked_at` is when that thread last made a turn, by `clock`;
+    in no state does it wait for longer than `LONGEST_WAIT_S` at a time.
     """
 
     def __init__(
@@ -98,6 +117,7 @@ class MqttLink:
             availability_topic=availability_topic,
             gap_record=gap_record,
             qos=settings.qos,
+            keep_alive_s=timing.keep_alive_s,
             clock=clock,
         )
         self._on_change = on_change
@@ -106,9 +126,12 @@ class MqttLink:
         self._wall_clock = wall_clock
         self._jitter = jitter
         self._doorbell = Doorbell()
-        self._thread = threading.Thread(target=self._run, name="agent.mqtt", daemon=True)
+        self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._flush_until = self._stop_at = float("inf")
+        # written by the link's thread, read by anyone
+        self.ticked_at = clock()
+        self._finished = False
         # owned by the link's thread
         self._reconnects = -1
         self._failures = 0
@@ -116,7 +139,26 @@ class MqttLink:
 
     def start(self) -> None:
         """Begin connecting; returns at once."""
-        self._thread.start()
+        self.ticked_at = self._clock()
+        thread = threading.Thread(target=self._live, name="agent.mqtt", daemon=True)
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError:  # no memory or no process left for it now: `ensure_running`
+            logger.exception("mqtt thread cannot be started")
+
+    def ensure_running(self) -> bool:
+        """Start the thread anew if an error has ended it; return whether that was so."""
+        thread = self._thread
+        if thread is None or self._finished or thread.is_alive():
+            return False
+        logger.error("mqtt thread had ended; it is started anew")
+        self.start()
+        return True
+
+    def wake(self) -> None:
+        """Make the thread look at the outbox; from any thread."""
+        self._doorbell.ring()
 
     def retain(self, topic: str, payload: bytes) -> None:
         """Set the newest state of a topic; all of them are sent again on every connection."""
@@ -137,12 +179,25 @@ class MqttLink:
         self._flush_until = self._stop_at - timeout_s * GOODBYE_SHARE
         self._stopping.set()
         self._doorbell.ring()
-        if self._thread.ident is not None:
+        self.ensure_running()
+        thread = self._thread
+        if thread is not None and thread.ident is not None:
             # Every wait of the thread ends by `_stop_at`; the rest is scheduling.
-            self._thread.join(timeout_s + 1.0)
-        if not self._thread.is_alive():
+            thread.join(timeout_s + 1.0)
+        if thread is None or not thread.is_alive():
             self._doorbell.close()
         return self._delivery.delivered
+
+    def _live(self) -> None:
+        """Be the thread; whatever ends it is said, and left to `ensure_running`."""
+        try:
+            # A thread that died before this one may have left a connection half put away.
+            self._delivery.end(None)
+            self._run()
+        except BaseException as error:  # SystemExit as well, of which Python would say nothing
+            logger.critical("mqtt thread ends", exc_info=True)
+            with contextlib.suppress(BaseException):  # it may have been the reason
+                self._down(f"internal error: {error!r}")
 
     def _run(self) -> None:
         while not self._is_over():
@@ -152,28 +207,38 @@ class MqttLink:
             except DialCancelledError:
                 continue
             except BrokerError as error:
-                self._down(str(error))
+                reason = str(error)
             except Exception as error:
                 # Whatever it was, the next connection starts clean.
                 logger.exception("mqtt connection abandoned")
-                self._down(f"internal error: {error!r}")
+                reason = f"internal error: {error!r}"
+            self._down(reason)
             self._rest()
         self._down("stopped")
+        self._finished = True
 
     def _is_over(self) -> bool:
         """Return whether to make no further attempt."""
         if not self._stopping.is_set():
             return False
-        return self._delivery.delivered or self._clock() >= self._stop_at
+        return self._delivery.is_safe or self._clock() >= self._stop_at
+
+    def _tick(self) -> bool:
+        """Note that the thread lives; return whether a connection is no longer wanted."""
+        self.ticked_at = self._clock()
+        return self._is_over()
 
     def _rest(self) -> None:
         """Wait before the next attempt: exponential, with jitter so that fleets spread out."""
         # 2 ** 16 is past any longest wait; unbounded, it would overflow after a month away.
         doubled = self._timing.retry_first_s * 2 ** min(self._failures, 16)
         longest = min(self._timing.retry_max_s, doubled)
-        wait_s = self._jitter(longest / 2, longest)
+        until = self._clock() + self._jitter(longest / 2, longest)
         self._failures += 1
-        if self._stopping.wait(wait_s) and not self._is_over():
+        while (left_s := until - self._clock()) > 0 and not self._stopping.is_set():
+            self._tick()
+            self._stopping.wait(min(left_s, LONGEST_WAIT_S))
+        if self._stopping.is_set() and not self._is_over():
             # Stopping with records waiting: try again soon, but do not spin.
             time.sleep(min(self._timing.retry_first_s, max(0.0, self._stop_at - self._clock())))
 
@@ -191,15 +256,22 @@ class MqttLink:
             lost = error
             raise
         finally:
-            # Answers that arrived before the end still count.
-            self._settle(session)
-            self._delivery.end(lost)
-            session.close()
-            if self._clock() - began >= self._timing.stable_after_s:
+            self._put_away(session, lost)
+            lasted_s = self._clock() - began
+            if lasted_s >= self._timing.stable_after_s and self._delivery.has_heard:
                 self._failures = 0
             elif self.outbox.published > published:
                 # A broker that hangs up over single messages must not slow the others down.
                 self._failures = min(self._failures, 1)
+
+    def _put_away(self, session: Session, lost: ConnectionLostError | None) -> None:
+        """End a connection on our side; each step whatever becomes of the others."""
+        with contextlib.ExitStack() as steps:  # the last one pushed comes first
+            steps.callback(self.outbox.set_online, False)
+            steps.callback(session.close)
+            steps.callback(self._delivery.end, lost)
+            # Answers that arrived before the end still count.
+            steps.callback(self._settle, session)
 
     def _open(self) -> Session:
         """Connect with MQTT 5 where the broker is known to speak it, else with 3.1.1.
@@ -225,25 +297,29 @@ class MqttLink:
             session = self._connect("5", None)
         except ProtocolRefusedError:
             return False
-        session.goodbye(Patience(self._timing.connect_timeout_s, self._is_over))
+        session.goodbye(Patience(self._timing.connect_timeout_s, self._tick))
         session.close()
         return True
 
     def _connect(self, protocol: Protocol, availability_topic: str | None) -> Session:
         return connect(
             self._settings,
-            Patience(self._timing.connect_timeout_s, self._is_over),
+            Patience(self._timing.connect_timeout_s, self._tick),
             self._doorbell,
             client_id=self._client_id,
             protocol=protocol,
             availability_topic=availability_topic,
+            keep_alive_s=self._timing.keep_alive_s,
         )
 
     def _serve(self, session: Session) -> None:
         """Keep sending until the connection is lost or it is time to say goodbye."""
+        patience_s = self._timing.answer_within_s
         while True:
+            self._tick()
             self._delivery.pump()
-            wait_s = self._delivery.wait_s(MISC_EVERY_S)
+            wait_s = self._delivery.wait_s(LONGEST_WAIT_S)
+            wait_s = min(wait_s, max(0.0, patience_s - self._delivery.unanswered_s()))
             if self._stopping.is_set():
                 self._delivery.hurry = True
                 left_s = self._flush_until - self._clock()
@@ -252,9 +328,10 @@ class MqttLink:
                 wait_s = min(wait_s, left_s)
             session.turn(wait_s)
             self._settle(session)
-            if self._delivery.unanswered_s() > self._timing.answer_within_s:
+            if self._delivery.unanswered_s() >= patience_s:
                 raise ConnectionLostError(
-                    f"the broker acknowledged nothing for {self._timing.answer_within_s:g} s"
+                    f"{session.where} acknowledged nothing for {patience_s:g} s, although its "
+                    "connection was open; a new one is made"
                 )
 
     def _settle(self, session: Session) -> None:
@@ -267,6 +344,7 @@ class MqttLink:
         patience = Patience(max(0.0, self._stop_at - self._clock()))
         try:
             while not self._delivery.has_left:
+                self._tick()
                 self._delivery.pump()
                 session.turn(patience.slice_s())
                 self._settle(session)
@@ -276,6 +354,7 @@ class MqttLink:
 
     def _up(self, session: Session) -> None:
         self._reconnects += 1
+        self.outbox.set_online(True)
         logger.info("broker connected url=%s protocol=%s", self._settings.url, session.protocol)
         self._change(
             Connection(
@@ -285,11 +364,13 @@ class MqttLink:
                 reconnects=self._reconnects,
                 max_packet=session.max_packet,
                 receive_maximum=session.receive_maximum,
+                keep_alive_s=session.keep_alive_s,
             )
         )
 
     def _down(self, reason: str) -> None:
         """Note why there is no connection; a reason that stays the same is said once."""
+        self.outbox.set_online(False)
         now = self.connection
         if not now.connected and now.reason == reason:
             return
@@ -310,80 +391,3 @@ class MqttLink:
             self._on_change(connection)
         except Exception:  # a listener's fault is not the connection's
             logger.exception("on_change failed")
-
-
-def connect(
-    settings: MqttConfig,
-    patience: Patience,
-    doorbell: Doorbell,
-    *,
-    client_id: str,
-    protocol: Protocol,
-    availability_topic: str | None,
-) -> Session:
-    """Return a session the broker has accepted.
-
-    Raises:
-        BrokerError: as a sentence; `ProtocolRefusedError` where another version may work.
-        DialCancelledError: the caller's patience was called off.
-    """
-    address = parse_address(settings.url)
-    wire = dial(address, settings, patience)
-    try:
-        session = Session(
-            wire,
-            address,
-            settings,
-            doorbell,
-            client_id=client_id,
-            protocol=protocol,
-            availability_topic=availability_topic,
-        )
-    except BaseException:
-        wire.close()
-        raise
-    try:
-        session.open(patience)
-    except BaseException:
-        session.close()
-        raise
-    return session
-
-
-def probe(settings: MqttConfig, timeout_s: float) -> str:
-    """Connect once, without a last will, and return the protocol version the broker speaks.
-
-    Raises:
-        BrokerError: with what to do about it.
-    """
-    patience = Patience(timeout_s)
-    # An id of its own: with the daemon's, the broker would end the daemon's connection.
-    client_id = f"edge-agent-probe-{secrets.token_hex(4)}"
-    doorbell = Doorbell()
-    try:
-        try:
-            session = _probe_with("5", settings, patience.share(2), doorbell, client_id)
-        except ProtocolRefusedError:
-            session = _probe_with("3.1.1", settings, patience, doorbell, client_id)
-        session.goodbye(patience)
-        session.close()
-        return session.protocol
-    finally:
-        doorbell.close()
-
-
-def _probe_with(
-    protocol: Protocol,
-    settings: MqttConfig,
-    patience: Patience,
-    doorbell: Doorbell,
-    client_id: str,
-) -> Session:
-    return connect(
-        settings,
-        patience,
-        doorbell,
-        client_id=client_id,
-        protocol=protocol,
-        availability_topic=None,
-    )

@@ -39,8 +39,8 @@ __all__ = [
 MAX_PASSWORD_BYTES = 65_535
 # Longest sleep before asking again whether the caller still wants the connection.
 SLICE_S = 0.1
-# tcp(7) TCP_USER_TIMEOUT: bytes nobody acknowledged for this long end the connection, so even
-# an idle half-open one is noticed within 1.5 keepalives: 30 s until the ping, and these 15 s.
+# tcp(7) TCP_USER_TIMEOUT: bytes nobody acknowledged for this long end the connection. It knows
+# a dead network before the missing PUBACK tells of it (20 s); a proxy it does not see through.
 UNACKNOWLEDGED_MS = 15_000
 # One read takes all the acknowledgements of a window; a TLS record is at most 16 KiB.
 READ_BYTES = 16 << 10
@@ -123,6 +123,9 @@ class Wire:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
         except OSError as error:
+            # What the peer said before it closed explains more than a write that fails: with
+            # TLS 1.3 a refused client certificate is an alert after our side of the handshake.
+            self.fill()
             self._fail(error)
             raise
 

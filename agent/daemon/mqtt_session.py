@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import selectors
 import socket
 import ssl
@@ -41,7 +42,8 @@ logger = logging.getLogger(__name__)
 Protocol = Literal["5", "3.1.1"]
 P = ParamSpec("P")
 
-KEEPALIVE_S = 30
+# MQTT 5, 3.1.2.10: a broker ends a connection after 1.5 times this without a packet.
+KEEP_ALIVE_S = 30.0
 # paho's keepalive counts in whole seconds, so asking it more often finds nothing new.
 MISC_EVERY_S = 1.0
 # mosquitto.conf(5) max_inflight_messages and paho's own window: 20 by default.
@@ -148,8 +150,12 @@ class Session:
         client_id: str,
         protocol: Protocol,
         availability_topic: str | None,
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self.protocol: Protocol = protocol
+        self.where = str(address)
+        # On the wire it is whole seconds in two bytes, where 0 would turn it off.
+        self.keep_alive_s: float = min(65_535, max(1, math.ceil(keep_alive_s)))
         self.max_packet: int | None = None
         self.receive_maximum: int | None = None
         self.answers: deque[tuple[int, int]] = deque()
@@ -188,7 +194,9 @@ class Session:
             ProtocolRefusedError: another protocol version may work.
             BrokerError: anything else, as a sentence.
         """
-        self._client.connect(self._address.host, self._address.port, keepalive=KEEPALIVE_S)
+        self._client.connect(
+            self._address.host, self._address.port, keepalive=int(self.keep_alive_s)
+        )
         try:
             while self._connack is None:
                 self.turn(patience.slice_s())
@@ -251,8 +259,10 @@ class Session:
 
     def close(self) -> None:
         """Let go of the socket; without `goodbye` the broker then speaks the last will."""
-        self._selector.close()
-        self._wire.close()
+        try:
+            self._selector.close()
+        finally:
+            self._wire.close()
 
     def _read(self) -> None:
         more = True
@@ -260,7 +270,16 @@ class Session:
             more = self._wire.fill()
             # paho looks at the end of the connection only by reading once more.
             while self.alive and (self._wire.buffered or self._wire.ended):
-                self._client.loop_read()
+                self._decode()
+
+    def _decode(self) -> None:
+        try:
+            self._client.loop_read()
+        except Exception as error:
+            # Our callbacks raise nothing, so it is what the broker sent.
+            raise ConnectionLostError(
+                f"{self.where} sent something that is not MQTT ({error!r})", by_peer=True
+            ) from error
 
     def _watch_writes(self) -> None:
         wanted = self._client.want_write()
@@ -270,7 +289,9 @@ class Session:
             self._writing = wanted
 
     def _lost(self) -> ConnectionLostError:
-        where, error = str(self._address), self._wire.error
+        where, error = self.where, self._wire.error
+        if isinstance(error, ssl.SSLEOFError):
+            error = None  # the end of the connection without TLS's own goodbye: its usual end
         if self._disconnect is not None:
             words = explain_disconnect(self._disconnect, where)
             return ConnectionLostError(words, by_peer=True, code=self._disconnect)
@@ -311,6 +332,8 @@ class Session:
             self.max_packet = getattr(properties, "MaximumPacketSize", None)
             # MQTT 5, 3.2.2.3.3: absent means 65,535.
             self.receive_maximum = getattr(properties, "ReceiveMaximum", 65_535)
+            # paho keeps to it as well: it is when it sends PINGREQ (_handle_connack, 2.2).
+            self.keep_alive_s = getattr(properties, "ServerKeepAlive", self.keep_alive_s)
 
     @_guarded
     def _on_publish(

@@ -21,7 +21,6 @@ REFUSED_CLIENT_CERTIFICATE = {
     "TLSV1_ALERT_UNKNOWN_CA",
     "TLSV1_ALERT_DECRYPT_ERROR",
     "SSLV3_ALERT_BAD_CERTIFICATE",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED",
     "SSLV3_ALERT_CERTIFICATE_REVOKED",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
@@ -60,6 +59,11 @@ def explain_tls(error: OSError, where: str, settings: MqttConfig) -> str:
     if reason in WANTS_CLIENT_CERTIFICATE and not settings.cert_file:
         return (
             f"{where} demands a client certificate; set mqtt.cert_file and mqtt.key_file ({reason})"
+        )
+    if reason == "SSLV3_ALERT_CERTIFICATE_EXPIRED":
+        return (
+            f"{where} says that the client certificate in mqtt.cert_file has expired ({reason}); "
+            "renew it, or set the broker's clock"
         )
     if reason in REFUSED_CLIENT_CERTIFICATE | WANTS_CLIENT_CERTIFICATE:
         return (

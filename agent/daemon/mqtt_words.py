@@ -13,8 +13,31 @@ UNSUPPORTED_PROTOCOL = 0x84
 BAD_USER_OR_PASSWORD = 0x86
 NOT_AUTHORIZED = 0x87
 SESSION_TAKEN_OVER = 0x8E
+TOPIC_INVALID = 0x90
 PACKET_TOO_LARGE = 0x95
 QUOTA_EXCEEDED = 0x97
+
+# What a PUBACK (MQTT 5, table 3-4) says beside "never": these are about the broker's state at
+# this moment, whatever the message is. Some of them the table does not list, and brokers send
+# them all the same. 0x91 accuses the packet id, and the next attempt has another one.
+NOT_NOW = {0x88, 0x89, 0x91, 0x96, QUOTA_EXCEEDED}
+# Unspecified error; implementation specific error. 3.4.2.1: "the receiver does not accept the
+# publish but either does not want to reveal the reason, or it does not match" another code, and
+# "is not willing to accept it": as well a database that is full now as a rule of a plug-in.
+UNCLEAR = {0x80, 0x83}
+# DISCONNECTs that say nothing about the message that was on its way.
+ACCUSES_NOBODY = NOT_NOW | {0x8B, 0x8D, SESSION_TAKEN_OVER, 0x93, 0x98, 0x9C, 0x9D, 0x9F, 0xA0}
+
+PUBACKS = {
+    0x00: "hangs up whenever it is sent",
+    NOT_AUTHORIZED: (
+        "does not authorize this client to publish there; give it the right in the broker's "
+        "access rules"
+    ),
+    TOPIC_INVALID: "does not accept this topic's name; choose another mqtt.prefix",
+    PACKET_TOO_LARGE: "takes no message of this size; raise its limit",
+    0x99: "says that the payload has the wrong format",
+}
 
 # Also used for CONNACK: the broker is well, but has no room for us now.
 BUSY = {0x88: "unavailable", 0x89: "busy", 0x97: "out of quota", 0x9F: "limiting its connections"}
@@ -67,6 +90,11 @@ def explain_connack(code: int, where: str, settings: MqttConfig) -> str:
 def explain_disconnect(code: int, where: str) -> str:
     """Return the sentence for a DISCONNECT the broker sent."""
     return f"{where} {DISCONNECTS.get(code, f'ended the connection (reason code 0x{code:02X})')}"
+
+
+def explain_puback(code: int) -> str:
+    """Return what the broker does with a message it answered with `code`; 0 is no answer."""
+    return PUBACKS.get(code, f"does not take it (reason code 0x{code:02X})")
 
 
 def _credentials(settings: MqttConfig) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Callable, Sequence
 
 from agent.config import ModelConfig
@@ -27,9 +29,18 @@ class AcceleratorProbe:
 
     def poll(self) -> str | None:
         """Return why it does not work, empty when it does, None while that is being tried."""
-        if self._trial is None:
+        trial = self._trial
+        if trial is None:
             return self._failure
-        answer = self._trial.poll()
+        if time.monotonic() > trial.ends_at and trial.process.poll() is None:
+            # `Trial.poll` would kill it and wait: here, engines would wait with it. What a driver
+            # holds in the kernel may take any time; `end` hands it over.
+            limit_s, doing = (
+                trial.request.limit_s,
+                "".join(f"; it was {at}" for at in trial.heard[-1:]),
+            )
+            return f"could not be tried within {limit_s:g} s{doing}"
+        answer = trial.poll()
         if answer is None:
             return None
         self._trial = None
@@ -40,11 +51,14 @@ class AcceleratorProbe:
             self._failure = NO_ANSWER
         return self._failure
 
-    def end(self) -> None:
-        """Stop trying."""
-        if self._trial is not None:
-            self._trial.end()
-            self._trial = None
+    def end(self) -> list[subprocess.Popen[bytes]]:
+        """Stop trying, without waiting; return the process that is to be killed, if any."""
+        trial, self._trial = self._trial, None
+        if trial is None:
+            return []
+        trial.answers.close()
+        trial.complaints.close()
+        return [trial.process]
 
 
 class AcceleratorProbes:
@@ -57,6 +71,7 @@ class AcceleratorProbes:
         self._left = list(models)
         self._learn = learn
         self._now: AcceleratorProbe | None = None
+        self._late: list[subprocess.Popen[bytes]] = []
 
     def poll(self) -> str | None:
         """Return as `AcceleratorProbe` does, of all."""
@@ -66,11 +81,21 @@ class AcceleratorProbes:
             self._now = AcceleratorProbe(self._left.pop(0), self._learn)
         answer = self._now.poll()
         if answer and self._left:
+            self._kill_late(self._now.end())
             self._now = None
             return None
         return answer
 
-    def end(self) -> None:
-        """Stop trying."""
+    def end(self) -> list[subprocess.Popen[bytes]]:
+        """Stop trying, as `AcceleratorProbe` does, of all."""
         if self._now is not None:
-            self._now.end()
+            self._late += self._now.end()
+            self._now = None
+        return self._late
+
+    def _kill_late(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        """Kill before the next one starts, as they may share one accelerator."""
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+        self._late += processes

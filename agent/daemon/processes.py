@@ -4,12 +4,53 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import psutil
 
 from agent.contract.payloads import ProcessTelemetry
 
 MIB = 1 << 20
+UNINTERRUPTIBLE = "D"  # proc_pid_stat(5): waiting for a disk or a driver; no signal reaches it
+# psutil's words for the letters of proc_pid_stat(5).
+_LETTERS = {
+    psutil.STATUS_RUNNING: "R",
+    psutil.STATUS_SLEEPING: "S",
+    psutil.STATUS_DISK_SLEEP: "D",
+    psutil.STATUS_STOPPED: "T",
+    psutil.STATUS_TRACING_STOP: "t",
+    psutil.STATUS_ZOMBIE: "Z",
+    psutil.STATUS_DEAD: "X",
+    psutil.STATUS_IDLE: "I",
+}
+
+
+def read_state(pid: int) -> str | None:
+    """Return the letter of a process' state as proc_pid_stat(5) has it; None: there is none."""
+    try:
+        return _LETTERS.get(psutil.Process(pid).status())
+    except (psutil.Error, OSError):
+        return None
+
+
+def read_thread_state(number: int, root: Path = Path("/")) -> str | None:
+    """Return the letter of the state of a thread of ours, by its native id; None: there is none.
+
+    Behind the name in proc_pid_stat(5), which may hold spaces and parentheses itself.
+    """
+    try:
+        stat = (root / f"proc/self/task/{number}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[0]
+
+
+def read_rss_bytes(pid: int) -> int | None:
+    """Return the memory that a process has in RAM; None: it cannot be told, or has ended."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except (psutil.Error, OSError):
+        return None
 
 
 class ProcessReader:

@@ -31,7 +31,8 @@ from agent.contract.payloads import (
     encode,
 )
 from agent.contract.topics import Topics
-from agent.daemon.camera_facts import CameraFacts, camera_telemetry
+from agent.daemon.camera_facts import SEEN, CameraFacts, camera_telemetry
+from agent.daemon.clock_repair import ClockRepair
 from agent.daemon.mqtt import MqttLink
 from agent.daemon.outbox import GapNote, Record
 from agent.daemon.processes import ProcessReader
@@ -42,6 +43,12 @@ from agent.sensors.clock import read_clock_synced
 
 log = logging.getLogger(__name__)
 MIB = 1 << 20
+TELEMETRY_STREAM = "telemetry"
+
+
+def detections_stream(camera: str) -> str:
+    """Return the stream that a camera's results are numbered in."""
+    return f"camera/{camera}/detections"
 
 
 @dataclass(slots=True)
@@ -96,6 +103,15 @@ class EngineReport:
         """The worker ended as it was asked to."""
         self.report.lose_worker(self.cameras)
 
+    def on_abandoned(self, pid: int, reason: str) -> None:
+        """A process cannot be killed; with an empty reason: the last of them has ended."""
+        del pid  # it is in the reason
+        if reason:
+            self._note("needs_reboot", reason)
+        else:
+            self.problems.pop("needs_reboot", None)
+        self.report.publish_status()
+
     def _note(self, code: str, message: str) -> None:
         known = self.problems.get(code)
         if known is None or known.message != message:
@@ -138,6 +154,8 @@ class Report:
         cameras: tuple[CameraConfig, ...],
         names: Topics,
         mqtt: MqttLink,
+        clock: ClockRepair,
+        telemetry_seq: int = 1,
     ) -> None:
         self._device = device
         self._boot_id = boot_id
@@ -150,11 +168,14 @@ class Report:
         self._camera_problems: dict[str, Problem] = {}
         self._processes = ProcessReader()
         self._board_model = read_board_model()
+        self._clock = clock
+        self._next_telemetry = telemetry_seq
+        self._outbox_problem: Problem | None = None
         self.cameras = {
             config.name: CameraFacts(
                 config=config,
                 topic=names.name(topics.DETECTIONS, config.name),
-                stream=f"camera/{config.name}/detections",
+                stream=detections_stream(config.name),
                 since=self._started_at,
             )
             for config in cameras
@@ -164,7 +185,13 @@ class Report:
         """Hand a result to the outbox."""
         camera = self.cameras[result.camera]
         self._mqtt.put(
-            Record(topic=camera.topic, payload=result.payload, stream=camera.stream, seq=result.seq)
+            Record(
+                topic=camera.topic,
+                payload=result.payload,
+                stream=camera.stream,
+                seq=result.seq,
+                clock=self._clock.mark(result.clock_offset_s),
+            )
         )
 
     def change_camera(self, change: CameraChange) -> None:
@@ -172,7 +199,7 @@ class Report:
         camera = self.cameras[change.camera]
         if (camera.state, camera.reason) != (change.state, change.reason):
             camera.state, camera.reason, camera.since = change.state, change.reason, change.at
-        if change.state != "online":
+        if change.state not in SEEN:
             camera.fps = None
         camera.width = change.width or camera.width
         camera.height = change.height or camera.height
@@ -220,10 +247,45 @@ class Report:
                 CameraSummary(name=name, state=camera.state, reason=camera.reason)
                 for name, camera in self.cameras.items()
             ],
-            health=[*problems, *self._camera_problems.values()],
+            health=[*problems, *self._camera_problems.values(), *self._own_problems()],
             clock_synced=read_clock_synced(),
         )
         self._mqtt.retain(self._names.name(topics.STATUS), encode(status))
+
+    def _own_problems(self) -> list[Problem]:
+        return [self._outbox_problem] if self._outbox_problem is not None else []
+
+    def look_after_outbox(self) -> None:
+        """Say so in the status when the outbox's disk fails, and when it works again."""
+        alarm = self._mqtt.outbox.alarm
+        known = self._outbox_problem.message if self._outbox_problem is not None else None
+        if alarm == known:
+            return
+        self._outbox_problem = (
+            Problem(code="outbox", message=alarm, since=time.time()) if alarm is not None else None
+        )
+        self.publish_status()
+
+    def summary(self) -> str:
+        """Return one line on how the agent fares, for `systemctl status`."""
+        running = [engine for engine in self.engines if engine.ready is not None]
+        online = sum(camera.state == "online" for camera in self.cameras.values())
+        rates = [camera.fps for camera in self.cameras.values()]
+        parts = [f"{online} of {len(self.cameras)} cameras online"]
+        if any(rate is not None for rate in rates):
+            parts.append(f"{sum(rate or 0.0 for rate in rates):.1f} frames/s")
+        parts += [
+            f"{engine.ready.model.name} on {engine.ready.accelerator}"
+            for engine in running
+            if engine.ready is not None
+        ] or ["no model runs"]
+        waiting = self._mqtt.outbox.waiting
+        is_up = self._mqtt.connection.connected
+        parts.append("broker connected" if is_up else f"no broker, {waiting} messages wait")
+        problems = [one for engine in self.engines for one in engine.problems.values()]
+        problems += [*self._camera_problems.values(), *self._own_problems()]
+        parts += [f"{one.code}: {one.message}" for one in problems[:2]]
+        return "; ".join(parts)
 
     def publish_all(self) -> None:
         """Retain everything; at start, so that a subscriber never finds nothing."""
@@ -254,11 +316,14 @@ class Report:
         self._last_telemetry = now
         outbox = self._mqtt.outbox
         connection = self._mqtt.connection
+        seq, self._next_telemetry = self._next_telemetry, self._next_telemetry + 1
+        at, is_synced, clock = self._clock.stamp()
         message = Telemetry(
             device=self._device,
             boot_id=self._boot_id,
-            at=time.time(),
-            clock_synced=read_clock_synced(),
+            seq=seq,
+            at=at,
+            clock_synced=is_synced,
             uptime_s=round(now - self._started, 3),
             interval_s=round(interval_s, 3),
             cameras={
@@ -274,6 +339,8 @@ class Report:
             outbox=OutboxTelemetry(
                 waiting=outbox.waiting,
                 waiting_mib=round(outbox.waiting_bytes / MIB, 3),
+                on_disk=outbox.on_disk,
+                on_disk_mib=round(outbox.on_disk_bytes / MIB, 3),
                 published=outbox.published,
                 dropped=outbox.dropped,
             ),
@@ -281,7 +348,16 @@ class Report:
         )
         for camera in self.cameras.values():
             self._publish_camera(camera)
-        self._mqtt.put(Record(topic=self._names.name(topics.TELEMETRY), payload=encode(message)))
+        self._mqtt.put(
+            Record(
+                topic=self._names.name(topics.TELEMETRY),
+                payload=encode(message),
+                stream=TELEMETRY_STREAM,
+                seq=seq,
+                is_telemetry=True,
+                clock=clock,
+            )
+        )
 
     def gap_record(self, note: GapNote) -> Record:
         """Return the record that names results given up."""

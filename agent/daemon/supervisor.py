@@ -2,12 +2,16 @@
 
     backing_off ──restart_at──▶ starting ──Ready──▶ running
          ▲                          │                  │
-         └── died / failed / too slow to start / silent / a stage stuck ──┘
+         └── died / failed / too slow to start / silent / a stage stuck / memory ──┘
 
 The supervisor owns the worker's process and its end of the link; it never touches MQTT.
 What it learns goes to a `Listener`. Whether the worker may use its accelerator is `Failover`'s
 word; when a probe finds it well again, the worker is asked to end and replaced. All times are
 monotonic.
+
+Nothing here waits for a process for longer than a moment, as engines beside this one are served
+by the same thread. The next worker starts when the one before has ended, or is stuck in the
+kernel and abandoned: `KilledProcesses`.
 """
 
 from __future__ import annotations
@@ -18,16 +22,21 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import msgspec
 
+from agent.daemon.backoff_memory import MOST_FAILURES, BackoffMemory
 from agent.daemon.failover import Failover
+from agent.daemon.killed import KilledProcesses
+from agent.daemon.listener import Listener
+from agent.daemon.memory_limit import WorkerMemory
+from agent.daemon.stage_limits import StageLimits
+from agent.daemon.stream_progress import StreamProgress
 from agent.daemon.worker_run import WorkerRun, spawn_worker
 from agent.link import (
-    OPENING,
     Beat,
     CameraChange,
     Failed,
@@ -50,49 +59,19 @@ log = logging.getLogger(__name__)
 START_WITHIN_S = 300.0
 # The worker beats twice a second; this much silence means that it is frozen or starved.
 SILENT_S = 5.0
-# Every stage waits at most half a second before it ticks; more than this is native code that
-# hangs. Cameras get longer: opening a network stream may rightly take several seconds.
-STAGE_STUCK_S = 10.0
-# Big models on small boards take seconds; hung is what takes this many times the 99th
-# percentile and more, or that many first invokes before a percentile is known.
-INVOKES_STUCK = 20
 # A worker that is asked to end finishes the frames under way first.
 REPLACE_WITHIN_S = 4.0
 STOP_STARTING_WITHIN_S = 0.5
-CAPTURE_STUCK_S = 25.0
-# Opening an accelerator and the first run on it; 2.75 s on a Coral (edgetpu#522).
-OPEN_STUCK_S = 30.0
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 60.0
 # A worker that ran this long has earned an immediate restart.
 STABLE_S = 10.0
 # Messages handled in one go before timers get their turn.
 BATCH = 256
-
-
-class Listener(Protocol):
-    """Who is told; called on the supervisor's thread, must not block."""
-
-    def on_result(self, result: ResultOut) -> None:
-        """A result is ready to publish."""
-
-    def on_ready(self, ready: Ready) -> None:
-        """A model runs."""
-
-    def on_camera(self, change: CameraChange) -> None:
-        """A camera came, went or ended."""
-
-    def on_beat(self, beat: Beat) -> None:
-        """The worker's counters, since it started."""
-
-    def on_learned(self, learned: Learned) -> None:
-        """How a model runs best here was measured."""
-
-    def on_down(self, code: str, reason: str) -> None:
-        """The worker is gone; results stop until the next `on_ready`."""
-
-    def on_replaced(self) -> None:
-        """The worker has ended because it was asked to; another one starts."""
+# How soon a process that is ending is looked at again.
+ENDING_LOOK_S = 0.02
+# Killed workers have this long, together, at the program's end; see `KilledProcesses`.
+GONE_AT_STOP_WITHIN_S = 0.5
 
 
 class Probe(Protocol):
@@ -101,16 +80,8 @@ class Probe(Protocol):
     def poll(self) -> str | None:
         """Return why it does not work, empty when it does, None while that is being tried."""
 
-    def end(self) -> None:
-        """Stop trying."""
-
-
-@dataclass(slots=True)
-class _Progress:
-    """How far a camera's stream has come, over all workers."""
-
-    next_seq: int = 1
-    last_frame_id: int = 0
+    def end(self) -> list[subprocess.Popen[bytes]]:
+        """Stop trying, without waiting; return the processes that are to be killed."""
 
 
 State = Literal["starting", "running", "backing_off"]
@@ -124,30 +95,48 @@ class Supervisor:
     listener: Listener
     failover: Failover
     start_probe: Callable[[tuple[str, ...]], Probe]  # of models by name in [models]
+    name: str = ""  # of the engine, in [models]
+    first_seq: Mapping[str, int] = field(default_factory=dict)  # by camera
+    backoff: BackoffMemory = field(default_factory=lambda: BackoffMemory(None))
+    memory: WorkerMemory | None = None  # None: no limit
     spawn: Callable[[socket.socket], subprocess.Popen[bytes]] = spawn_worker
     clock: Callable[[], float] = time.monotonic
     state: State = "backing_off"
     restarts: int = 0
     _run: WorkerRun | None = None
     _restart_at: float = 0.0
+    _is_first: bool = True
     _failures: int = 0
-    _stuck_s: float = STAGE_STUCK_S
     _deaths_without_progress: int = 0
     _probe: Probe | None = None
-    _progress: dict[str, _Progress] = field(default_factory=dict)
+    _stages: StageLimits = field(default_factory=StageLimits)
+    _progress: StreamProgress = field(init=False)
+    _killed: KilledProcesses = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._progress = StreamProgress(self.first_seq)
+        self._killed = KilledProcesses(self.listener.on_abandoned, self.clock)
+        self._failures = self.backoff.failures(self.name)
 
     @property
     def link(self) -> socket.socket | None:
-        """The socket to wait on, while there is a worker."""
-        return self._run.link if self._run else None
+        """The socket to wait on, while there is a worker that may say something."""
+        run = self._run
+        return run.link if run is not None and run.link_ended_at is None else None
 
     @property
     def worker_pid(self) -> int | None:
         """The worker's process id, while there is one."""
         return self._run.process.pid if self._run else None
 
+    def start_later(self, delay_s: float) -> None:
+        """Have `check` start the first worker when this time has passed."""
+        self._restart_at = self.clock() + delay_s
+
     def start(self) -> None:
         """Start a worker now."""
+        self.restarts += not self._is_first
+        self._is_first = False
         ours, theirs = open_link()
         try:
             process = self.spawn(theirs)
@@ -163,31 +152,20 @@ class Supervisor:
         self.state = "starting"
         ours.setblocking(False)
         try:
-            send(ours, self.make_start(self._resume(), self.failover.avoid))
+            # When workers die again and again without progress, a frame of a file is skipped for
+            # each death after the first.
+            skip = max(0, self._deaths_without_progress - 1)
+            send(ours, self.make_start(self._progress.resume(skip), self.failover.avoid))
         except OSError as error:
             self.receive()  # it has ended already, and its last words may say why
             if self._run is not None:
                 self._down("worker", f"the worker cannot be told its work: {error.strerror}")
 
-    def _resume(self) -> dict[str, Resume]:
-        """Where each camera goes on.
-
-        A file continues behind its last processed frame. When workers die again and again
-        without progress, a frame is skipped for each death after the first.
-        """
-        skip = max(0, self._deaths_without_progress - 1)
-        return {
-            name: Resume(
-                next_seq=progress.next_seq, next_frame_id=progress.last_frame_id + 1, skip=skip
-            )
-            for name, progress in self._progress.items()
-        }
-
     def receive(self) -> None:
         """Handle what the worker has sent; notice the end of its link."""
         for _ in range(BATCH):
             run = self._run
-            if run is None:
+            if run is None or run.link_ended_at is not None:
                 return
             try:
                 message = run.inbox.receive()
@@ -199,34 +177,38 @@ class Supervisor:
                 self._down("worker", f"link to the worker broke: {error}")
                 return
             if message is None:
-                if run.replaced_by is None:
-                    self._down(*run.obituary(is_starting=self.state == "starting"))
-                else:
-                    self._replace(run)
+                run.link_ended_at = self.clock()
+                self._see_off(run)
                 return
             run.heard_at = self.clock()
             self._handle(run, message)
 
+    def _see_off(self, run: WorkerRun) -> None:
+        """Take note of the end of a worker that has closed its link, once it is known."""
+        if run.replaced_by is not None:
+            self._replace(run)
+            return
+        obituary = run.obituary(self.clock(), is_starting=self.state == "starting")
+        if obituary is not None:
+            self._down(*obituary)
+
     def _handle(self, run: WorkerRun, message: FromWorker) -> None:
         match message:
             case ResultOut():
-                progress = self._progress.setdefault(message.camera, _Progress())
-                progress.next_seq = message.seq + 1
-                progress.last_frame_id = max(progress.last_frame_id, message.frame_id)
+                self._progress.note_result(message)
                 run.has_progressed = True
                 self.listener.on_result(message)
             case Beat():
-                for name, counts in message.cameras.items():
-                    progress = self._progress.setdefault(name, _Progress())
-                    progress.last_frame_id = max(progress.last_frame_id, counts.last_frame_id)
-                    run.has_progressed |= counts.processed > 0
+                self._progress.note_beat(message)
+                run.has_progressed |= any(one.processed for one in message.cameras.values())
                 self.listener.on_beat(message)
                 if message.invoke_p99_s is not None:
-                    self._stuck_s = max(STAGE_STUCK_S, INVOKES_STUCK * message.invoke_p99_s)
-                self._check_stages(message)
+                    self._stages.note_invoke(message.invoke_p99_s)
+                if stuck := self._stages.stuck(message.stage_age_s):
+                    self._down("worker", stuck, is_hang=True)
             case Ready():
                 self.state = "running"
-                self._stuck_s = max(STAGE_STUCK_S, INVOKES_STUCK * message.first_invoke_s)
+                self._stages.note_invoke(message.first_invoke_s)
                 run.ready_at = self.clock()
                 self.failover.on_ready(
                     is_accelerated=message.is_accelerated,
@@ -234,60 +216,72 @@ class Supervisor:
                     now=run.ready_at,
                 )
                 self.listener.on_ready(message)
+                self._killed.tell_again()
             case Learned():
                 self.listener.on_learned(message)
             case CameraChange():
+                if message.state in ("online", "frozen"):
+                    self._stages.note_online(message.camera)
                 self.listener.on_camera(message)
             case Failed():
                 run.failure = message
 
-    def _check_stages(self, beat: Beat) -> None:
-        for stage, age_s in beat.stage_age_s.items():
-            limit = CAPTURE_STUCK_S if stage.startswith("capture.") else self._stuck_s
-            limit = OPEN_STUCK_S if stage == OPENING else limit
-            if age_s > limit:
-                reason = f"stage {stage} stuck for {age_s:.0f} s; worker replaced"
-                self._down("worker", reason, is_hang=True)
-                return
-
     def check(self) -> float:
         """Do what is due; return the seconds until something may be due again."""
-        now = self.clock()
+        self._killed.check()
         run = self._run
         if run is None:
-            if now < self._restart_at:
-                return self._restart_at - now
-            self.restarts += 1
-            self.start()
-            return 0.1
+            return self._check_restart()
+        if run.link_ended_at is not None:
+            self._see_off(run)
+            return ENDING_LOOK_S
+        now = self.clock()
         if self.state == "running":
-            if run.ready_at is not None and now - run.ready_at > STABLE_S:
+            if self._failures and run.ready_at is not None and now - run.ready_at > STABLE_S:
                 self._failures = 0
+                self.backoff.note_recovery(self.name)
             self._look_after_accelerator(run)
         if run.replaced_by is not None and now > run.replaced_by:
             self._replace(run)
-            return 0.1
+            return ENDING_LOOK_S
+        self._check_silence(run, now)
+        if self._run is run and self.memory is not None:
+            excess = self.memory.excess(run.process.pid, run.ready_at)
+            if excess is not None:
+                self._down("worker", excess)
+        return 0.25
+
+    def _check_restart(self) -> float:
+        wait_s = self._restart_at - self.clock()
+        if wait_s > 0:
+            return min(wait_s, ENDING_LOOK_S) if self._killed.is_waiting else wait_s
+        if self._killed.is_waiting:  # it may hold the camera and the accelerator
+            return ENDING_LOOK_S
+        self.start()
+        return 0.1
+
+    def _check_silence(self, run: WorkerRun, now: float) -> None:
         limit = START_WITHIN_S if self.state == "starting" else SILENT_S
         silent_s = now - (run.started_at if self.state == "starting" else run.heard_at)
         if silent_s > limit and self.state == "running":
             self.receive()  # perhaps it was us who did not listen
             silent_s = now - run.heard_at
-        if self._run is run and silent_s > limit:
+        if self._run is run and run.link_ended_at is None and silent_s > limit:
             what = "did not become ready" if self.state == "starting" else "was silent"
             self._down("worker", f"worker {what} for {silent_s:.0f} s; replaced", is_hang=True)
-        return 0.25
 
     def _look_after_accelerator(self, run: WorkerRun) -> None:
         """Probe a resting accelerator when it is time; ask the worker to end when it is back."""
         now = self.clock()
         if self._probe is None:
-            if self.failover.is_probe_due(now):
+            # One that tried it and is stuck would have another one get stuck beside it.
+            if self.failover.is_probe_due(now) and not self._killed.pids:
                 self._probe = self.start_probe(self.failover.resting)
             return
         failure = self._probe.poll()
         if failure is None:
             return
-        self._probe = None
+        self._end_probe()
         log.info("accelerator probed wanted=%s failure=%s", self.failover.wanted, failure or "none")
         if self.failover.on_probe(failure, now) and run.replaced_by is None:
             run.replaced_by = now + REPLACE_WITHIN_S
@@ -297,15 +291,22 @@ class Supervisor:
                 run.replaced_by = now
 
     def _replace(self, run: WorkerRun) -> None:
-        """Start the next worker in the place of one that was asked to end."""
-        run.end()
-        self._run = None
-        self.restarts += 1
+        """Have the next worker start in the place of one that was asked to end."""
+        self._bury(run)
+        self.state = "backing_off"
+        self._restart_at = self.clock()
         self.listener.on_replaced()
-        self.start()
+        self._check_restart()
+
+    def _bury(self, run: WorkerRun) -> None:
+        self._run = None
+        run.link.close()
+        self._killed.kill(run.process)
+        if self.memory is not None:
+            self.memory.forget(run.process.pid)
 
     def _down(self, code: str, reason: str, *, is_hang: bool = False) -> None:
-        """Bury the worker."""
+        """Bury the worker, and have the next one start in due time."""
         run = self._run
         assert run is not None
         rests_now = False
@@ -313,8 +314,7 @@ class Supervisor:
             rests_now = self.failover.on_death(
                 reason, self.clock(), was_ready=self.state == "running", is_hang=is_hang
             )
-        run.end()
-        self._run = None
+        self._bury(run)
         if run.has_progressed:
             self._deaths_without_progress = 0
         elif self.state == "running":
@@ -327,7 +327,8 @@ class Supervisor:
         delay = 0.0
         if self._failures and not at_once:
             delay = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** (self._failures - 1))
-        self._failures = min(self._failures + 1, 12)
+        self._failures = min(self._failures + 1, MOST_FAILURES)
+        self.backoff.note_failure(self.name, self._failures)
         delay *= random.uniform(0.75, 1.25)
         self._restart_at = self.clock() + delay
         log.error("worker down code=%s reason=%s restart_in_s=%.1f", code, reason, delay)
@@ -335,15 +336,19 @@ class Supervisor:
 
     def ask_to_stop(self) -> None:
         """Ask the worker to finish what is under way; `stop` waits for it."""
-        if self._probe is not None:
-            self._probe.end()
-            self._probe = None
+        self._end_probe()
         if self._run is not None:
             with contextlib.suppress(OSError):
                 send(self._run.link, Stop())
 
+    def _end_probe(self) -> None:
+        if self._probe is not None:
+            for process in self._probe.end():
+                self._killed.kill(process)
+            self._probe = None
+
     def stop(self, within_s: float) -> None:
-        """Take the last results of a worker that was asked to stop, then end it."""
+        """Take the last results of a worker that was asked to stop, then kill it."""
         run = self._run
         if run is None:
             return
@@ -351,7 +356,7 @@ class Supervisor:
             within_s = min(within_s, STOP_STARTING_WITHIN_S)
         deadline = self.clock() + within_s
         try:
-            while (left := deadline - self.clock()) > 0:
+            while run.link_ended_at is None and (left := deadline - self.clock()) > 0:
                 run.link.settimeout(left)
                 message = run.inbox.receive()
                 if message is None:
@@ -361,8 +366,11 @@ class Supervisor:
                     return
         except (OSError, msgspec.DecodeError):
             pass
-        run.end()
-        self._run = None
+        self._bury(run)
+
+    def see_off(self, within_s: float) -> None:
+        """Wait for processes that were killed just now, and for none that is abandoned."""
+        self._killed.wait(within_s)
 
 
 def stop_all(supervisors: Sequence[Supervisor], within_s: float) -> None:
@@ -372,3 +380,6 @@ def stop_all(supervisors: Sequence[Supervisor], within_s: float) -> None:
         supervisor.ask_to_stop()
     for supervisor in supervisors:
         supervisor.stop(max(0.2, deadline - time.monotonic()))
+    gone_by = time.monotonic() + GONE_AT_STOP_WITHIN_S
+    for supervisor in supervisors:
+        supervisor.see_off(max(0.0, gone_by - time.monotonic()))

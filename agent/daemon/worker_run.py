@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 import subprocess
@@ -14,11 +13,13 @@ import agent
 from agent.link import Failed, FromWorker, Inbox
 from agent.trial_words import signal_name
 
-log = logging.getLogger(__name__)
-
 # As `-m agent.vision.worker`, but this very package comes first on the path, and not the current
 # folder with whatever modules lie there.
 WORKER = "import sys; sys.path[0] = sys.argv.pop(1); from agent.vision.worker import main; main()"
+# A process closes its link a moment before it can be told how it ended; most do so within
+# milliseconds, and one that is dumped or stuck in a driver may never.
+AT_ONCE_S = 0.05
+ENDS_WITHIN_S = 1.0
 COMMAND = [sys.executable, "-c", WORKER, str(Path(agent.__file__).parent.parent)]
 
 
@@ -47,11 +48,15 @@ class WorkerRun:
     ready_at: float | None = None
     replaced_by: float | None = None  # when it is killed if it has not ended as asked
 
-    def obituary(self, *, is_starting: bool) -> tuple[str, str]:
-        """Say why a worker that closed its link has ended: (code, reason)."""
+    link_ended_at: float | None = None  # when its end was read
+
+    def obituary(self, now: float, *, is_starting: bool) -> tuple[str, str] | None:
+        """Say why a worker that closed its link has ended: (code, reason); None: it is ending."""
         try:
-            code = self.process.wait(timeout=1.0)  # engines beside this one wait as long
+            code = self.process.wait(timeout=AT_ONCE_S)  # engines beside this one wait as long
         except subprocess.TimeoutExpired:
+            if self.link_ended_at is not None and now - self.link_ended_at < ENDS_WITHIN_S:
+                return None
             return "worker", "worker closed its link but did not end; killed"
         if self.failure is not None:
             return self.failure.code, self.failure.reason
@@ -61,14 +66,3 @@ class WorkerRun:
         if is_starting and -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
             return "model", f"the runtime crashed ({name}) while loading the model"
         return "worker", f"worker died of {name}"
-
-    def end(self) -> None:
-        """Kill the process if it still runs, and close the link."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.link.close()
-        try:
-            self.process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            # Stuck in the kernel: nothing ends it but the driver; leave it and go on.
-            log.error("worker cannot be killed pid=%d", self.process.pid)  # noqa: TRY400

@@ -66,7 +66,7 @@ def _stages(figures: Figures) -> str:
 
 
 def _gaps(story: Story) -> str:
-    named = sum(gap.count for gap in story.gaps)
+    named = sum(gap.count or 0 for gap in story.gaps)
     return f" ({named} of them given up by the daemon, which said so)" if named else ""
 
 

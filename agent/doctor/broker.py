@@ -1,17 +1,29 @@
-"""Whether a message really passes the broker: published below our own topic, and received back.
+"""Whether messages really pass the broker: published below our own topics, and received back.
 
-A broker may accept a connection and still refuse the topic. MQTT 5 says so; 3.1.1 has no word
-for it, so there only a message that comes back proves anything.
+A broker may accept a connection and still refuse topics, sizes or retained messages. MQTT 5 says
+so in CONNACK, SUBACK and PUBACK; 3.1.1 has words for little of it, so there only a message that
+comes back proves anything.
+
+Whoever listens to the agent's own topics must not be disturbed, and nothing that is retained
+there may be overwritten. So what is tried are levels beside them, called `check`, which the same
+access rules cover: `<p>/<d>/check` for `availability`, `status`, `telemetry` and `gap`, and
+`<p>/<d>/camera/<c>/check` for each camera's `detections` and `status`. What is retained on the
+first of them is taken away again, and would expire by itself.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
+import ssl
 import time
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from msgspec import Struct
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.config import MqttConfig
@@ -20,59 +32,141 @@ from agent.daemon.mqtt_tls import tls_context
 
 FAILURE = 0x80  # MQTT 5, 2.4: reason codes from here on are refusals
 KEEPALIVE_S = 30
-SLICE_S = 0.1
+SLICE_S = 0.05
+EXPIRES_S = 60
+BACK_WITHIN_S = 1.0
+# MQTT 5, 3.2.2.3.3: absent means as many as there are packet identifiers.
+RECEIVE_MAXIMUM = 65_535
 
 
-class Trip(NamedTuple):
-    """How it went, and what to do."""
+class Limits(Struct, frozen=True, kw_only=True):
+    """What the broker's CONNACK allows; for MQTT 3.1.1, which says nothing, everything."""
 
-    state: Literal["ok", "warn", "fail"]
-    message: str
-    remedy: str | None = None
+    receive_maximum: int = RECEIVE_MAXIMUM
+    max_packet: int | None = None
+    keep_alive_s: int | None = None
+    is_retaining: bool = True
+    max_qos: int = 2
+
+
+class Attempt(NamedTuple):
+    """A message to be published."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+
+
+class Trip(Struct, kw_only=True):
+    """What a second connection showed."""
+
+    limits: Limits = Limits()
+    codes: dict[int, int] = {}  # of PUBACK (3.1.1 has 0 alone), by the attempt's place
+    back_ms: dict[int, float] = {}  # until it came back
+    puback_ms: dict[int, float] = {}
+    peer: dict[str, object] | None = None  # the broker's certificate
+    error: str | None = None
 
 
 class _Traveller:
     """What paho's callbacks saw; they run inside `loop`, in this thread."""
 
-    def __init__(self, topic: str) -> None:
-        self.topic = topic
-        self.token = secrets.token_hex(8).encode()
-        self.started = 0.0
-        self.took_ms: float | None = None
-        self.publish_code: int | None = None
+    def __init__(self, attempts: list[Attempt], topics: list[str], protocol: str) -> None:
+        self.attempts = attempts
+        self.topics = topics
+        self.is_5 = protocol == "5"
+        self.trip = Trip(codes={}, back_ms={}, puback_ms={})
+        self.places: dict[int, int] = {}  # message id -> the attempt's place
+        self.started: dict[int, float] = {}
+        self.answered_at = 0.0
         self.is_closed = False
 
-    def on_connect(self, client: mqtt.Client, *_: object) -> None:
-        client.subscribe(self.topic, qos=1)
+    def on_connect(
+        self, client: mqtt.Client, _data: object, _flags: object, _code: object, said: object
+    ) -> None:
+        self.trip.limits = Limits(
+            receive_maximum=getattr(said, "ReceiveMaximum", RECEIVE_MAXIMUM),
+            max_packet=getattr(said, "MaximumPacketSize", None),
+            keep_alive_s=getattr(said, "ServerKeepAlive", None),
+            is_retaining=bool(getattr(said, "RetainAvailable", 1)),
+            max_qos=getattr(said, "MaximumQoS", 2),
+        )
+        client.subscribe([(topic, 1) for topic in self.topics])
 
     def on_subscribe(self, client: mqtt.Client, *_: object) -> None:
         # Also where it was refused: the daemon needs to publish, not to subscribe.
-        self.started = time.monotonic()
-        client.publish(self.topic, self.token, qos=1)
+        self.publish(client, 0)
 
-    def on_message(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
-        del client, userdata
-        if message.payload == self.token:
-            self.took_ms = (time.monotonic() - self.started) * 1000
+    def publish(self, client: mqtt.Client, place: int) -> None:
+        """Send one of the attempts; the next follows its acknowledgement."""
+        if place >= len(self.attempts):
+            return
+        topic, payload, retain = self.attempts[place]
+        properties = None
+        if self.is_5 and retain:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
+            properties.MessageExpiryInterval = EXPIRES_S
+        self.started[place] = time.monotonic()
+        qos = min(1, self.trip.limits.max_qos)
+        is_retained = retain and self.trip.limits.is_retaining
+        sent = client.publish(topic, payload, qos, is_retained, properties)
+        self.places[sent.mid] = place
 
     def on_publish(
-        self, client: mqtt.Client, data: object, mid: int, reason: ReasonCode, *_: object
+        self, client: mqtt.Client, _data: object, mid: int, reason: ReasonCode, *_: object
     ) -> None:
-        del client, data, mid
-        self.publish_code = reason.value
+        place = self.places.get(mid, len(self.trip.codes))  # QoS 0: before `publish` returned
+        self.trip.codes[place] = reason.value
+        self.trip.puback_ms[place] = self._since(place)
+        self.answered_at = time.monotonic()
+        self.publish(client, place + 1)
+
+    def on_message(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+        for place, attempt in enumerate(self.attempts):
+            is_this = (message.topic, message.payload) == (attempt.topic, attempt.payload)
+            if is_this and attempt.payload:
+                self.trip.back_ms.setdefault(place, self._since(place))
 
     def on_disconnect(self, *_: object) -> None:
         self.is_closed = True
 
+    def _since(self, place: int) -> float:
+        return (time.monotonic() - self.started.get(place, time.monotonic())) * 1000
+
     @property
     def is_decided(self) -> bool:
-        refused = self.publish_code is not None and self.publish_code >= FAILURE
-        return self.took_ms is not None or refused or self.is_closed
+        """Return whether every attempt came back or was refused, or no more can come."""
+        if self.is_closed:
+            return True
+        if len(self.trip.codes) < len(self.attempts):
+            return False
+        wanted = {place for place, attempt in enumerate(self.attempts) if attempt.payload}
+        refused = {place for place, code in self.trip.codes.items() if code >= FAILURE}
+        if wanted <= set(self.trip.back_ms) | refused:
+            return True
+        # MQTT 5 has answered; that a user may not read its own messages is not always said.
+        return self.is_5 and time.monotonic() - self.answered_at > BACK_WITHIN_S
 
 
-def round_trip(settings: MqttConfig, protocol: str, topic: str, timeout_s: float) -> Trip:
-    """Send one message to ourselves on a broker that `probe` has found to be there."""
-    traveller = _Traveller(topic)
+def attempts_on(device_topic: str, cameras: list[str], result_bytes: int) -> list[Attempt]:
+    """Return what is published: small and retained, taken away again, as large as a result."""
+    token = secrets.token_hex(8)
+
+    def payload(padding: int = 0) -> bytes:
+        return json.dumps({"check": token, "padding": " " * padding}).encode()
+
+    return [
+        Attempt(f"{device_topic}/check", payload(), retain=True),
+        Attempt(f"{device_topic}/check", b"", retain=True),
+        *(Attempt(f"{device_topic}/camera/{name}/check", payload()) for name in cameras),
+        Attempt(f"{device_topic}/check", payload(max(0, result_bytes - len(payload())))),
+    ]
+
+
+def travel(settings: MqttConfig, protocol: str, attempts: list[Attempt], timeout_s: float) -> Trip:
+    """Send messages to ourselves on a broker that `probe` has found to be there."""
+    topics = list(dict.fromkeys(attempt.topic for attempt in attempts))
+    traveller = _Traveller(attempts, topics, protocol)
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
         client_id=f"edge-agent-check-{secrets.token_hex(4)}",
@@ -88,24 +182,15 @@ def round_trip(settings: MqttConfig, protocol: str, topic: str, timeout_s: float
             client.tls_set_context(tls_context(settings))
         client.connect_timeout = timeout_s
         client.connect(address.host, address.port, keepalive=KEEPALIVE_S)
+        sock = client.socket()
+        if isinstance(sock, ssl.SSLSocket):
+            traveller.trip.peer = dict(sock.getpeercert() or {})
         ends = time.monotonic() + timeout_s
         while not traveller.is_decided and time.monotonic() < ends:
             client.loop(SLICE_S)
     except OSError as error:
-        return Trip("fail", f"the second connection failed: {error}", "run the check again")
+        traveller.trip.error = f"the second connection failed: {error}"
     finally:
         client.disconnect()
         client.loop(SLICE_S)  # closes the socket
-    return _judge(traveller)
-
-
-def _judge(traveller: _Traveller) -> Trip:
-    topic, code = traveller.topic, traveller.publish_code
-    remedy = f"let this user write to {topic.rpartition('/')[0]}/# in the broker's access rules"
-    if traveller.took_ms is not None:
-        return Trip("ok", f"a message to {topic} came back after {traveller.took_ms:.1f} ms")
-    if code is not None and code >= FAILURE:
-        return Trip("fail", f"it refuses messages to {topic} (reason code {code})", remedy)
-    if code is not None:
-        return Trip("warn", f"a message to {topic} was taken but did not come back", remedy)
-    return Trip("fail", f"it did not acknowledge a message to {topic}", remedy)
+    return traveller.trip

@@ -27,6 +27,7 @@ from typing import TypeVar
 import msgspec
 
 from agent.config import Region
+from agent.sensors.clock import judge_capture
 from agent.vision.capture import Capture
 from agent.vision.cascade import Cascade
 from agent.vision.encode import CameraStream, Findings, Keep, Origin, Timing, findings_of
@@ -42,7 +43,8 @@ T = TypeVar("T")
 WAIT_S = 0.5
 OUTPUT_SETS = 2
 INVOKES_KEPT, INVOKES_ENOUGH = 512, 100
-Emit = Callable[[str, int, int, bytes], None]  # camera, seq, frame_id, payload
+# camera, seq, frame_id, payload, and what may correct its time (`ResultOut.clock_offset_s`)
+Emit = Callable[[str, int, int, bytes, float | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,15 +216,18 @@ class Pipeline:
             stream.still += inferred.prepared.still
             stream.processed += 1
             if stream.wants(findings.class_ids()):
+                is_synced, offset_s = judge_capture(
+                    self._clock_synced(), frame.captured_at, frame.captured_ns
+                )
                 seq, payload = stream.encode(
                     frame,
                     (transform.frame_width, transform.frame_height),
                     findings,
                     timing,
                     self._origin,
-                    clock_synced=self._clock_synced(),
+                    clock_synced=is_synced,
                 )
-                self._emit(stream.name, seq, frame.frame_id, payload)
+                self._emit(stream.name, seq, frame.frame_id, payload, offset_s)
             stream.last_frame_id = frame.frame_id  # after it is out: a heartbeat may tell of it
 
     def _look_closer(

@@ -5,6 +5,7 @@ It speaks to its parent over one socket and to nobody else. When the parent goes
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import cv2
 
@@ -63,6 +65,9 @@ STOP_WITHIN_S = 3.0
 # of 5 ms is a whole inference; shorter slices cost nothing measurable with this few threads.
 SWITCH_INTERVAL_S = 0.0005
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# proc_pid_oom_score_adj(5), -1000 to 1000: whoever must go for lack of memory, it is a worker and
+# not the control process, which replaces it. Its children have the same, or raise theirs further.
+OOM_SCORE_ADJ = 500
 
 
 class Worker:
@@ -250,9 +255,19 @@ class Worker:
 
         threading.Thread(target=run, name=f"agent.capture.{name}", daemon=True).start()
 
-    def _emit(self, camera: str, seq: int, frame_id: int, payload: bytes) -> None:
+    def _emit(
+        self, camera: str, seq: int, frame_id: int, payload: bytes, clock_offset_s: float | None
+    ) -> None:
         try:
-            self._say(ResultOut(camera=camera, seq=seq, frame_id=frame_id, payload=payload))
+            self._say(
+                ResultOut(
+                    camera=camera,
+                    seq=seq,
+                    frame_id=frame_id,
+                    payload=payload,
+                    clock_offset_s=clock_offset_s,
+                )
+            )
         except OSError as error:
             raise RuntimeError(
                 f"a result of {len(payload)} bytes is too large to hand on; lower max_detections"
@@ -272,6 +287,8 @@ class Worker:
             ticks = {f"capture.{name}": at for name, at in list(self._capture_ticks.items())}
             if self._pipeline is not None:
                 ticks.update(list(self._pipeline.ticks.items()))
+            for lane in list(self._lanes.values()):
+                lane.capture.note_silence(now / 1e9)
             counts = {
                 name: CameraCounts(
                     captured=lane.capture.captured,
@@ -323,6 +340,8 @@ def main() -> int:
     """Run a worker on the socket whose number is the only argument."""
     configure_logging("INFO")
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    with contextlib.suppress(OSError):  # lowering it, where it is higher, may be forbidden
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ), encoding="ascii")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     cv2.setNumThreads(1)  # resizing is a fraction of a millisecond; its threads cost inference more
     code = Worker(socket.socket(fileno=int(sys.argv[1]))).run()

@@ -76,7 +76,8 @@ def camera_status(**changes):
     return payloads.CameraStatus(**{**values, **changes})
 
 
-OPTIONAL = {"cascade"}  # only where there are second stages
+# Only where there are second stages; only where the clock was set later.
+OPTIONAL = {"cascade", "clock_repaired"}
 
 
 def samples():
@@ -90,7 +91,9 @@ def samples():
     yield "detections", payloads.Result(**RESULT, keypoints=POSES)
     yield "detections", payloads.Result(**RESULT, regions=REGIONS)
     yield "detections", payloads.Result(**RESULT, tensors=TENSORS)
+    yield "detections", payloads.Result(**RESULT, detections=[], clock_repaired=True)
     yield "camera-status", camera_status()
+    yield "camera-status", camera_status(state="frozen", reason="the picture stands still")
     yield "camera-status", camera_status(state="online", reason=None, width=640, fps=29.9)
     yield (
         "gap",
@@ -102,6 +105,18 @@ def samples():
             to_seq=19,
             count=10,
             reason="queue_full",
+        ),
+    )
+    yield (
+        "gap",
+        payloads.Gap(
+            device="porch-pi",
+            boot_id="6f1c",
+            stream="telemetry",
+            from_seq=10,
+            to_seq=10_000,
+            count=None,
+            reason="restart",
         ),
     )
     yield (
@@ -143,6 +158,7 @@ def samples():
         payloads.Telemetry(
             device="porch-pi",
             boot_id="6f1c",
+            seq=7,
             at=1795248000.0,
             clock_synced=False,
             uptime_s=12.5,
@@ -159,7 +175,9 @@ def samples():
                 "worker": None,
             },
             worker_restarts=0,
-            outbox=payloads.OutboxTelemetry(waiting=0, waiting_mib=0.0, published=288, dropped=0),
+            outbox=payloads.OutboxTelemetry(
+                waiting=0, waiting_mib=0.0, on_disk=0, on_disk_mib=0.0, published=288, dropped=0
+            ),
             mqtt=payloads.MqttTelemetry(protocol="5", reconnects=0),
         ),
     )

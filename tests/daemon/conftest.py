@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from brokers import RunningBroker, mosquitto
+from scripted_broker import ScriptedBroker
 from watching import FAST, Watcher, gap_record
 
 from agent.config import MqttConfig
@@ -35,6 +36,21 @@ def start_broker(tmp_path: Path) -> Iterator[Callable[[RunningBroker], RunningBr
 
 
 @pytest.fixture
+def scripted() -> Iterator[Callable[..., ScriptedBroker]]:
+    """Starts scripted brokers; none of them may have seen a client break the rules."""
+    started: list[ScriptedBroker] = []
+
+    def start(*script: object, **named: object) -> ScriptedBroker:
+        started.append(ScriptedBroker(*script, **named).start())  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for broker in started:
+        broker.stop()
+    assert not [fault for broker in started for fault in broker.faults]
+
+
+@pytest.fixture
 def watch() -> Iterator[Callable[[int], Watcher]]:
     open_ones: list[Watcher] = []
 
@@ -59,7 +75,7 @@ def make_link() -> Iterator[Callable[..., MqttLink]]:
             MqttConfig(url=f"{scheme}://{host}:{port}", **(settings or {})),  # type: ignore[arg-type]
             client_id="edge-agent-test",
             availability_topic="edge/d/availability",
-            outbox=Outbox(max_bytes),
+            outbox=Outbox(max_bytes=max_bytes, folder=None),
             timing=timing,
             **{"gap_record": gap_record, **arguments},  # type: ignore[arg-type]
         )

@@ -60,6 +60,8 @@ def test_workers_are_told_the_choice_alone(tmp_path):
 class Tried:
     """A trial that has an answer at its second poll."""
 
+    ends_at = float("inf")
+
     def __init__(self, answer):
         self._answers = [None, answer]
 

@@ -92,6 +92,65 @@ def test_tls_faults_each_have_their_own_sentence(tmp_path, start_broker, certifi
         )  # fmt: skip
 
 
+def test_a_server_certificate_that_expired_is_named_and_accepted_once_renewed(
+    tmp_path, start_broker, make_link
+):
+    expired = make_certificates(tmp_path, server_days=-1)
+    broker = start_broker(mosquitto(tmp_path, tls=expired))
+    link = make_link(
+        broker.port, host="localhost", scheme="mqtts", settings={"ca_file": str(expired.ca)}
+    )
+    eventually(lambda: link.connection.reason)
+    assert "out of date (certificate has expired)" in link.connection.reason
+    assert "this board's clock" in link.connection.reason
+    make_certificates(tmp_path)  # in the same files, by another authority of the same name
+    broker.stop()
+    broker.start()
+    eventually(is_up(link))
+
+
+def test_a_client_certificate_that_expired_is_named(tmp_path, start_broker, make_link):
+    expired = make_certificates(tmp_path, client_days=-1)
+    broker = start_broker(mosquitto(tmp_path, "require_certificate true", tls=expired))
+    files = {
+        "ca_file": str(expired.ca),
+        "cert_file": str(expired.client),
+        "key_file": str(expired.client_key),
+    }
+    link = make_link(broker.port, host="localhost", scheme="mqtts", settings=files)
+    eventually(lambda: link.connection.reason)
+    assert "client certificate in mqtt.cert_file has expired" in link.connection.reason
+
+
+def test_a_client_certificate_that_is_demanded_and_missing_is_named(
+    tmp_path, start_broker, make_link, certificates
+):
+    broker = start_broker(mosquitto(tmp_path, "require_certificate true", tls=certificates))
+    link = make_link(
+        broker.port, host="localhost", scheme="mqtts", settings={"ca_file": str(certificates.ca)}
+    )
+    eventually(lambda: link.connection.reason)
+    assert "mqtt.cert_file" in link.connection.reason
+
+
+def test_the_end_of_a_tls_connection_is_no_fault_of_its_handshake(
+    tmp_path, start_broker, make_link, certificates
+):
+    broker = start_broker(mosquitto(tmp_path, tls=certificates))
+    link = make_link(
+        broker.port, host="localhost", scheme="mqtts", settings={"ca_file": str(certificates.ca)}
+    )
+    eventually(is_up(link))
+    heard = []
+    link._on_change = heard.append
+    broker.process.kill()
+    eventually(lambda: heard)
+    assert heard[0].reason in (
+        f"localhost:{broker.port} closed the connection",
+        f"connection to localhost:{broker.port} lost: Connection reset by peer",
+    )
+
+
 def test_tls_towards_a_plain_port_says_so(broker):
     with pytest.raises(BrokerError, match=r"TLS"):
         probe(MqttConfig(url=tls_url(broker)), 5.0)

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from outbox_bench import STREAMS, TELEMETRY, record, seqs
 
-from agent.daemon.outbox import GapNote, Outbox, Record, size_bytes
-
-STREAMS = ("camera/door/detections", "camera/yard/detections")
-
-
-def record(seq: int, *, stream: str = STREAMS[0], size: int = 10) -> Record:
-    return Record(topic=f"edge/d/{stream}", payload=bytes(size), stream=stream, seq=seq)
+from agent.daemon.outbox import GapNote, Outbox, Record, TokenBucket, size_bytes
 
 
 def room_for(count: int) -> int:
@@ -140,95 +131,41 @@ def test_the_accounting_is_exact_while_threads_put_and_take() -> None:
     assert outbox.published + outbox.dropped == 2 * each
     for stream in STREAMS:
         assert seen[stream] == sorted(set(seen[stream]))
-    noted = {(note.stream, seq) for note in outbox.take_gaps() for seq in _seqs(note)}
+    noted = {(note.stream, seq) for note in outbox.take_gaps() for seq in seqs(note)}
     expected = {
         (stream, seq) for stream in STREAMS for seq in set(range(1, each + 1)) - set(seen[stream])
     }
     assert noted == expected
 
 
-def _seqs(note: GapNote) -> range:
-    return range(note.from_seq, note.to_seq + 1)
+def test_streams_take_turns_and_each_keeps_its_order() -> None:
+    outbox = Outbox(1 << 20)
+    for seq in range(1, 101):
+        outbox.put(record(seq))
+    outbox.put(record(1, stream=STREAMS[1]))
+    outbox.put(record(1, stream=TELEMETRY))
+    assert {entry.stream for _, entry in outbox.take(3)} == {*STREAMS, TELEMETRY}
+    assert [entry.seq for _, entry in outbox.take(3)] == [2, 3, 4]
 
 
-class OutboxMachine(RuleBasedStateMachine):
-    """Any sequence of calls against a slow, obvious model of the same promises."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bound = room_for(6)
-        self.outbox = Outbox(self.bound)
-        self.next_seq = dict.fromkeys(STREAMS, 1)
-        self.unsent: deque[Record] = deque()
-        self.in_flight: dict[int, Record] = {}
-        self.put_count = self.published = 0
-        self.lost: list[tuple[str, int, str]] = []
-        self.noted: list[tuple[str, int, str]] = []
-
-    @rule(stream=st.sampled_from(STREAMS), size=st.integers(0, 1500))
-    def put(self, stream: str, size: int) -> None:
-        entry = record(self.next_seq[stream], stream=stream, size=size)
-        self.next_seq[stream] += 1
-        self.put_count += 1
-        self.outbox.put(entry)
-        if size_bytes(entry) > self.bound:
-            self.lost.append((stream, entry.seq, "too_large"))
-            return
-        self.unsent.append(entry)
-        while self._bytes() > self.bound and self.unsent:
-            oldest = self.unsent.popleft()
-            self.lost.append((oldest.stream, oldest.seq, "queue_full"))
-
-    @rule(limit=st.integers(0, 4))
-    def take(self, limit: int) -> None:
-        for record_id, entry in self.outbox.take(limit):
-            assert entry is self.unsent.popleft()
-            self.in_flight[record_id] = entry
-
-    @precondition(lambda self: self.in_flight)
-    @rule(data=st.data())
-    def acknowledge(self, data: st.DataObject) -> None:
-        record_id = data.draw(st.sampled_from(sorted(self.in_flight)))
-        self.outbox.acknowledged(record_id)
-        del self.in_flight[record_id]
-        self.published += 1
-
-    @precondition(lambda self: self.in_flight)
-    @rule(data=st.data(), too_large=st.booleans())
-    def refuse(self, data: st.DataObject, too_large: bool) -> None:
-        record_id = data.draw(st.sampled_from(sorted(self.in_flight)))
-        self.outbox.refused(record_id, "too_large" if too_large else "refused")
-        entry = self.in_flight.pop(record_id)
-        self.lost.append((entry.stream, entry.seq, "too_large" if too_large else "refused"))
-
-    @rule()
-    def lose_connection(self) -> None:
-        self.outbox.requeue_in_flight()
-        self.unsent.extendleft(reversed(self.in_flight.values()))
-        self.in_flight.clear()
-
-    @rule()
-    def take_gaps(self) -> None:
-        for note in self.outbox.take_gaps():
-            self.noted += [(note.stream, seq, note.reason) for seq in _seqs(note)]
-        assert sorted(self.noted) == sorted(self.lost)
-
-    @invariant()
-    def accounts_are_exact(self) -> None:
-        outbox = self.outbox
-        assert outbox.waiting == len(self.unsent) + len(self.in_flight)
-        assert outbox.waiting_bytes == self._bytes()
-        assert (outbox.published, outbox.dropped) == (self.published, len(self.lost))
-        assert self.put_count == outbox.published + outbox.dropped + outbox.waiting
-
-    def _bytes(self) -> int:
-        return sum(size_bytes(entry) for entry in (*self.unsent, *self.in_flight.values()))
+def test_telemetry_is_given_up_before_results() -> None:
+    outbox = Outbox(room_for(10))
+    outbox.put(record(1))
+    for seq in (1, 2):
+        outbox.put(record(seq, stream=TELEMETRY))
+    for seq in range(2, 12):
+        outbox.put(record(seq))
+    assert [(note.stream, note.from_seq, note.to_seq) for note in outbox.take_gaps()][:1] == [
+        (TELEMETRY, 1, 2)
+    ]
 
 
-OutboxMachine.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-TestOutboxMachine = OutboxMachine.TestCase
+def test_a_bucket_lets_its_rate_pass_and_says_when() -> None:
+    now = 0.0
+    bucket = TokenBucket(10.0, 2.0, lambda: now)
+    assert [bucket.take() for _ in range(3)] == [True, True, False]
+    assert bucket.wait_s == 0.1
+    now = 0.1
+    assert [bucket.take() for _ in range(2)] == [True, False]
+    now = 100.0
+    assert [bucket.take() for _ in range(3)] == [True, True, False]

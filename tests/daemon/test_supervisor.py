@@ -10,7 +10,9 @@ from msgspec import structs
 from agent.choices import Choice
 from agent.config import CameraConfig, ModelConfig
 from agent.contract.payloads import MeasuredRun, ModelIdentity
+from agent.daemon import killed, memory_limit, stage_limits, worker_run
 from agent.daemon import supervisor as module
+from agent.daemon.backoff_memory import BackoffMemory
 from agent.daemon.failover import PROBE_FIRST_S, Failover
 from agent.daemon.supervisor import Supervisor
 from agent.link import (
@@ -46,7 +48,7 @@ class Heard:
 
     def __init__(self):
         self.results, self.downs, self.readies, self.beats = [], [], [], []
-        self.learned, self.replaced = [], 0
+        self.learned, self.replaced, self.abandoned = [], 0, []
 
     def on_result(self, result):
         self.results.append(result)
@@ -69,6 +71,9 @@ class Heard:
     def on_replaced(self):
         self.replaced += 1
 
+    def on_abandoned(self, pid, reason):
+        self.abandoned.append((pid, reason))
+
 
 class ScriptedProbe:
     """Answers what the rig says; None while it is being tried."""
@@ -82,12 +87,35 @@ class ScriptedProbe:
 
     def end(self):
         self.is_ended = True
+        return []
+
+
+class Unkillable(subprocess.Popen):
+    """A process that SIGKILL does not end until it is let go, as if a driver held it."""
+
+    is_held = True
+
+    def kill(self):
+        self.kills = getattr(self, "kills", 0) + 1
+
+    def poll(self):
+        return None if self.is_held else super().poll()
+
+    def wait(self, timeout=None):
+        if self.is_held:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return super().wait(timeout)
+
+    def let_go(self):
+        self.is_held = False
+        super().kill()
+        super().wait(10)
 
 
 class Rig:
     """A supervisor whose workers are `sleep` processes; the test speaks in their place."""
 
-    def __init__(self, wanted="auto"):
+    def __init__(self, wanted="auto", **settings):
         self.now = 1000.0
         self.heard = Heard()
         self.starts = []
@@ -95,6 +123,7 @@ class Rig:
         self.probes = []
         self.probe_answer = None
         self.theirs = None
+        self.popen = subprocess.Popen
         self.processes = []
         self.supervisor = Supervisor(
             make_start=self._make_start,
@@ -103,6 +132,7 @@ class Rig:
             start_probe=self._start_probe,
             spawn=self._spawn,
             clock=lambda: self.now,
+            **settings,
         )
 
     def _start_probe(self, models):
@@ -121,7 +151,7 @@ class Rig:
         if self.theirs is not None:
             self.theirs.close()
         self.theirs = worker_end.dup()
-        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        process = self.popen([sys.executable, "-c", "import time; time.sleep(60)"])
         self.processes.append(process)
         return process
 
@@ -144,6 +174,8 @@ class Rig:
         """Let time pass until the next worker starts; return how long that took."""
         waited = 0.0
         count = len(self.starts)
+        for process in self.processes:
+            process.wait(10)  # what was killed takes its own time, not the rig's
         while len(self.starts) == count:
             due = self.supervisor.check()
             if len(self.starts) == count:
@@ -158,7 +190,7 @@ def rig():
     one = Rig()
     yield one
     for process in one.processes:
-        process.kill()
+        process.let_go() if isinstance(process, Unkillable) else process.kill()
         process.wait()
     if one.supervisor.link is not None:
         one.supervisor.link.close()
@@ -280,7 +312,7 @@ def test_silence_is_a_hang(rig):
     rig.now += 0.2
     rig.supervisor.check()
     assert "was silent" in rig.heard.downs[0][1]
-    assert rig.processes[-1].poll() == -signal.SIGKILL
+    assert rig.processes[-1].wait(10) == -signal.SIGKILL
 
 
 def test_a_slow_start_is_given_time_but_not_for_ever(rig):
@@ -310,7 +342,7 @@ def test_a_stage_that_stops_ticking(rig, stage, age_s, is_stuck):
     assert bool(rig.heard.downs) == is_stuck
     if is_stuck:
         assert stage in rig.heard.downs[0][1]
-        assert rig.processes[-1].poll() is not None
+        assert rig.processes[-1].wait(10) == -signal.SIGKILL
 
 
 def test_a_slow_model_is_not_a_hung_one(rig):
@@ -356,7 +388,7 @@ def test_stop_takes_the_last_results(rig):
     rig.theirs.shutdown(1)  # its last word is said
     rig.supervisor.stop(within_s=1.0)
     assert [r.seq for r in rig.heard.results] == [1]
-    assert rig.processes[-1].poll() is not None
+    assert rig.processes[-1].wait(10) == -signal.SIGKILL
 
 
 def on_delegate(rig):
@@ -409,7 +441,7 @@ def test_a_worker_that_does_not_end_as_asked_is_killed(rig):
     rig.now += module.REPLACE_WITHIN_S + 0.1
     rig.say(beat())
     rig.supervisor.check()
-    assert rig.processes[0].poll() == -signal.SIGKILL
+    assert rig.processes[0].wait(10) == -signal.SIGKILL
     assert (rig.heard.replaced, rig.heard.downs) == (1, [])
 
 
@@ -477,9 +509,9 @@ def test_deaths_with_a_second_stage_on_an_accelerator_are_counted(rig):
 def test_an_accelerator_that_hangs_while_it_is_opened_is_not_waited_for_long(rig):
     rig.supervisor.failover.wanted = ("edgetpu",)
     rig.start()
-    rig.say(beat(opening=module.OPEN_STUCK_S - 1))
+    rig.say(beat(opening=stage_limits.OPEN_STUCK_S - 1))
     assert rig.heard.downs == []
-    rig.say(beat(opening=module.OPEN_STUCK_S + 1))
+    rig.say(beat(opening=stage_limits.OPEN_STUCK_S + 1))
     assert "stage opening stuck" in rig.heard.downs[0][1]
     assert rig.next_worker() == 0.0
     assert "stage opening stuck" in rig.avoided[-1]
@@ -504,3 +536,204 @@ def test_a_slow_start_earns_no_quick_restart(rig):
         rig.die()
         waited = rig.next_worker()
     assert waited > 0.0
+
+
+def stuck_rig(rig):
+    """Have the rig's first worker be silent and not end when it is killed."""
+    rig.popen = Unkillable
+    rig.start()
+    rig.popen = subprocess.Popen
+    rig.say(READY, result(1, 5))
+    rig.now += module.SILENT_S + 0.1
+    rig.supervisor.check()
+    assert "was silent" in rig.heard.downs[0][1]
+    return rig.processes[0]
+
+
+def test_a_worker_that_cannot_be_killed_is_abandoned_and_replaced(rig):
+    stuck = stuck_rig(rig)
+    rig.supervisor.check()
+    assert len(rig.starts) == 1, "it may hold the camera until it is known to be stuck"
+    assert not rig.heard.abandoned
+    rig.now += killed.GONE_WITHIN_S + 0.1
+    rig.supervisor.check()
+    [(pid, reason)] = rig.heard.abandoned
+    assert pid == stuck.pid
+    assert f"process {stuck.pid} was killed but has not ended (state " in reason
+    assert "until the board is restarted" in reason
+    assert len(rig.starts) == 2, "another one works beside it"
+    rig.say(READY)
+    assert rig.heard.abandoned[1:] == [(pid, reason)], "said again, as Ready clears problems"
+    rig.supervisor.check()
+    assert len(rig.heard.abandoned) == 2
+    assert stuck.kills == 1
+
+
+def test_a_worker_that_ends_after_all_is_no_problem_any_more(rig):
+    stuck = stuck_rig(rig)
+    rig.now += killed.GONE_WITHIN_S + 0.1
+    rig.supervisor.check()
+    stuck.let_go()
+    rig.supervisor.check()
+    assert rig.heard.abandoned[-1] == (stuck.pid, "")
+    rig.say(READY)
+    assert rig.heard.abandoned[-1] == (stuck.pid, "")
+
+
+def test_what_holds_a_process_in_the_kernel_is_said(rig, monkeypatch):
+    stuck_rig(rig)
+    monkeypatch.setattr(killed, "read_state", lambda pid: "D")
+    rig.now += killed.GONE_WITHIN_S + 0.1
+    rig.supervisor.check()
+    assert "a driver holds it in uninterruptible sleep (state D)" in rig.heard.abandoned[0][1]
+
+
+def test_the_end_waits_for_nobody_who_is_abandoned(rig, monkeypatch):
+    stuck = stuck_rig(rig)
+    rig.now += killed.GONE_WITHIN_S + 0.1
+    rig.supervisor.check()
+    waited = []
+    monkeypatch.setattr(Unkillable, "wait", lambda self, timeout=None: waited.append(self))
+    module.stop_all([rig.supervisor], 0.1)
+    assert waited == []
+    monkeypatch.undo()
+    assert stuck.poll() is None
+
+
+def test_a_worker_that_closes_its_link_but_lives_holds_nobody_up(rig):
+    rig.popen = Unkillable
+    rig.start()
+    rig.popen = subprocess.Popen
+    rig.say(READY)
+    rig.theirs.shutdown(2)
+    rig.supervisor.receive()
+    assert rig.supervisor.link is None, "else a loop that waits on it would spin"
+    rig.supervisor.check()
+    assert rig.heard.downs == []
+    rig.now += worker_run.ENDS_WITHIN_S
+    rig.supervisor.check()
+    assert rig.heard.downs == [("worker", "worker closed its link but did not end; killed")]
+
+
+def test_a_worker_that_takes_its_time_to_die_is_still_asked_why(rig):
+    rig.popen = Unkillable
+    rig.start()
+    rig.popen = subprocess.Popen
+    send(rig.theirs, Failed(code="model", reason="x.tflite: is empty"))
+    rig.theirs.shutdown(2)
+    rig.supervisor.receive()
+    assert rig.heard.downs == []
+    rig.processes[0].let_go()
+    rig.supervisor.check()
+    assert rig.heard.downs == [("model", "x.tflite: is empty")]
+
+
+def test_no_accelerator_is_probed_while_a_probe_is_stuck(rig):
+    rig.supervisor.failover.wanted = ("edgetpu",)
+    rig.start()
+    rig.say(structs.replace(READY, fallbacks=("",)))
+    stuck = Unkillable([sys.executable, "-c", "import time; time.sleep(60)"])
+    rig.processes.append(stuck)
+    rig.now += PROBE_FIRST_S
+    rig.say(beat())
+    rig.supervisor.check()
+    rig.probes[0].end = lambda: [stuck]
+    rig.probe_answer = "could not be tried within 50 s"
+    rig.supervisor.check()
+    assert stuck.kills == 1
+    for _ in range(4):
+        rig.now += killed.GONE_WITHIN_S
+        rig.say(beat())
+        rig.supervisor.check()
+    assert [pid for pid, _ in rig.heard.abandoned] == [stuck.pid]
+    rig.now += 10 * PROBE_FIRST_S
+    rig.say(beat())
+    rig.supervisor.check()
+    assert len(rig.probes) == 1
+    stuck.let_go()
+    rig.supervisor.check()
+    assert len(rig.probes) == 2
+
+
+def test_a_worker_that_leaks_is_replaced_and_says_how_much_it_had():
+    sizes = iter([*[100] * 6, 150, 190, 210, 220, 230, 240])
+    mib = 1 << 20
+    rig = Rig()
+    rig.supervisor.memory = memory_limit.WorkerMemory(
+        memory_limit.Budget(200 * mib, 400 * mib),
+        read_rss=lambda pid: next(sizes) * mib,
+        clock=lambda: rig.now,
+    )
+    rig.start()
+    rig.say(READY)
+    for _ in range(60):
+        rig.now += 0.5
+        if rig.heard.downs:
+            break
+        rig.say(beat())
+        rig.supervisor.check()
+    assert rig.heard.downs == [("worker", "worker used 230 MiB of 200 MiB allowed; replaced")]
+    rig.processes[0].wait(10)
+    rig.theirs.close()
+
+
+def test_back_off_goes_on_where_the_last_daemon_stopped(tmp_path):
+    def failing_rig():
+        one = Rig(backoff=BackoffMemory(tmp_path / "backoff.json"), name="breeds")
+        one.start()
+        return one
+
+    before = failing_rig()
+    for _ in range(4):
+        before.die()
+        before.next_worker()
+    assert before.supervisor.backoff.flush(10)
+    after = failing_rig()
+    after.die()
+    assert after.next_worker() > 0.75 * module.BACKOFF_FIRST_S * 2**3
+    after.say(READY)
+    after.now += module.STABLE_S + 0.1
+    after.say(beat())
+    after.supervisor.check()
+    assert after.supervisor.backoff.flush(10)
+    last = failing_rig()
+    last.die()
+    assert last.next_worker() == 0.0
+    for rig in (before, after, last):
+        rig.supervisor.stop(0.0)
+        rig.processes[-1].wait(10)
+        rig.theirs.close()
+
+
+def test_numbers_go_on_where_the_last_daemon_stopped(rig):
+    rig.supervisor = Supervisor(
+        make_start=rig._make_start, listener=rig.heard, failover=Failover(("cpu",)),
+        start_probe=rig._start_probe, spawn=rig._spawn, clock=lambda: rig.now,
+        first_seq={"a": 513},
+    )  # fmt: skip
+    rig.start()
+    assert rig.starts[0]["a"].next_seq == 513
+    assert rig.starts[0]["a"].next_frame_id == 1
+
+
+def test_a_first_worker_may_be_put_off(rig):
+    rig.supervisor.start_later(20.0)
+    assert 19.0 < rig.supervisor.check() <= 20.0
+    rig.now += 20.1
+    rig.supervisor.check()
+    assert len(rig.starts) == 1
+    assert rig.supervisor.restarts == 0
+
+
+def test_a_camera_that_hangs_again_and_again_is_left_alone_for_longer(rig):
+    rig.start()
+    for most_s in (25.0, 50.0, 100.0):
+        rig.say(READY, beat(**{"capture.a": most_s - 1}))
+        count = len(rig.heard.downs)
+        rig.say(beat(**{"capture.a": most_s + 1}))
+        assert len(rig.heard.downs) == count + 1
+        rig.next_worker()
+    rig.say(READY)
+    rig.supervisor._stages.note_online("a")
+    rig.say(beat(**{"capture.a": 26.0}))
+    assert len(rig.heard.downs) == 4

@@ -21,13 +21,13 @@ import psutil
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from agent.choices import CHOICES_FILE
+
 PROJECT = Path(__file__).resolve().parent.parent.parent
 CLIP = PROJECT / "agent" / "demo" / "clip.mp4"
 DEVICE = "board-1"
-# One for all tests, so that the default model is measured once; those that want a board which
-# has never seen it bring their own.
-STATE_DIR = Path(tempfile.mkdtemp(prefix="edge-agent-state-"))
-atexit.register(shutil.rmtree, STATE_DIR, ignore_errors=True)
+STATES = Path(tempfile.mkdtemp(prefix="edge-agent-states-"))
+atexit.register(shutil.rmtree, STATES, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,10 @@ def config_text(
     model: str = "",
     mqtt_lines: str = "",
     telemetry_s: float = 1.0,
-    state_dir: Path = STATE_DIR,
+    state_dir: Path | None = None,
 ) -> str:
     """A configuration with one camera called `door`."""
+    state_dir = state_dir or fresh_state_dir()
     return f"""
 [device]
 id = "{DEVICE}"
@@ -180,3 +181,15 @@ url = "mqtt://127.0.0.1:{port}"
 [telemetry]
 interval_s = {telemetry_s}
 """
+
+
+def fresh_state_dir() -> Path:
+    """A board's state of its own, which knows how models ran best in the tests before.
+
+    Tests that want a board which has never seen a model bring an empty one.
+    """
+    known = sorted(STATES.glob(f"*/{CHOICES_FILE}"), key=lambda path: path.stat().st_mtime_ns)
+    folder = Path(tempfile.mkdtemp(dir=STATES))
+    if known:
+        shutil.copy2(known[-1], folder)
+    return folder

@@ -21,8 +21,9 @@ import numpy.typing as npt
 from agent.config import CameraConfig
 from agent.errors import CameraError
 from agent.redaction import redact
+from agent.vision.cameras.waiting import Closing
 
-__all__ = ["Camera", "EndOfStream", "U8Image", "fitting", "open_camera", "redact"]
+__all__ = ["Camera", "Closing", "EndOfStream", "U8Image", "fitting", "open_camera", "redact"]
 
 U8Image = npt.NDArray[np.uint8]
 
@@ -54,8 +55,12 @@ class Camera(Protocol):
             EndOfStream: the file or folder has no more frames.
         """
 
-    def close(self) -> None:
-        """Give the source back; may be called twice, never raises, never hangs."""
+    def close(self) -> Closing | None:
+        """Give the source back; may be called twice, never raises, never hangs.
+
+        Returns a thread where a library does not let go: while it lives, to open the source again
+        would fail or hang as well.
+        """
 
 
 class EndOfStream(Exception):  # noqa: N818 - an event, not an error

@@ -34,7 +34,7 @@ import numpy as np
 
 from agent.errors import CameraError
 from agent.redaction import redact
-from agent.vision.cameras import EndOfStream, U8Image, fitting
+from agent.vision.cameras import Closing, EndOfStream, U8Image, fitting
 from agent.vision.cameras.waiting import close_in_time
 
 if TYPE_CHECKING:
@@ -110,12 +110,13 @@ class GStreamerCamera:
             frame.reshape(height, row_bytes)[:] = padded[:, :row_bytes]
         return frame
 
-    def close(self) -> None:
+    def close(self) -> Closing | None:
         """End the child and wait for its end."""
-        if not self._is_closed:
-            self._is_closed = True
-            os.close(self._frames)  # a child that is writing now gets EPIPE
-            close_in_time(self._shown, self._child.end)
+        if self._is_closed:
+            return None
+        self._is_closed = True
+        os.close(self._frames)  # a child that is writing now gets EPIPE
+        return close_in_time(self._shown, self._child.end)
 
     def _command(self, pipeline: str, width: int, height: int, frames_out: int) -> list[str]:
         try:

@@ -27,7 +27,7 @@ import numpy as np
 
 from agent.errors import CameraError
 from agent.redaction import redact
-from agent.vision.cameras import EndOfStream, U8Image, network, v4l2
+from agent.vision.cameras import Closing, EndOfStream, U8Image, network, v4l2
 from agent.vision.cameras.waiting import close_in_time, finish_in_time
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 # OpenCV's own waits end here; it checks both while FFmpeg blocks in the network.
 OPEN_TIMEOUT_MS = 5000
-READ_TIMEOUT_MS = 5000
+# Shorter, as a camera is to be known for lost within five seconds, closing it included.
+READ_TIMEOUT_MS = 4000
 # FFmpeg looks names up itself, and follows redirections to others: OpenCV cannot interrupt that.
 OPENING_LIMIT_S = 7.0
 # Going to a frame of a file behind HTTP, which may take a second opening.
@@ -43,8 +44,8 @@ SEEK_LIMIT_S = 6.0
 # So in the worst case opening takes the name's 5 s (network.RESOLVE_LIMIT_S), OPENING_LIMIT_S
 # and SEEK_LIMIT_S: 5 + 7 + 6 = 18 s; where it fails, less than 5 + 5 + 3 s for the reason
 # (network.TIMEOUT_S). Reading takes longest where a file behind HTTP starts again: 2 s to close
-# it (waiting.CLOSE_LIMIT_S), the same 5 + 7 s, and READ_TIMEOUT_MS: 19 s.
-V4L_SELECT_TIMEOUT_S = 2  # whole seconds; OpenCV's default of 10 is longer than we may block
+# it (waiting.CLOSE_LIMIT_S), the same 5 + 7 s, and READ_TIMEOUT_MS: 18 s.
+V4L_SELECT_TIMEOUT_S = 1  # whole seconds; OpenCV's default of 10 is longer than we may block
 FFMPEG_PARAMS = (
     *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
     *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS),
@@ -91,9 +92,9 @@ class DeviceCamera:
             raise CameraError(self._why_broken())
         return None
 
-    def close(self) -> None:
+    def close(self) -> Closing | None:
         """Release the device."""
-        close_in_time(self._device, self._capture.release)
+        return close_in_time(self._device, self._capture.release)
 
     def _ask_for(self, width: int, height: int, fps: float) -> None:
         if width * height > MAX_RAW_PIXELS:
@@ -146,9 +147,9 @@ class StreamCamera:
             raise CameraError(f"{self._shown}: sent nothing for {READ_TIMEOUT_MS // 1000} s")
         raise CameraError(f"{self._shown}: the stream ended, or the connection was lost")
 
-    def close(self) -> None:
+    def close(self) -> Closing | None:
         """Hang up."""
-        close_in_time(self._shown, self._capture.release)
+        return close_in_time(self._shown, self._capture.release)
 
 
 class FileCamera:
@@ -200,9 +201,9 @@ class FileCamera:
         self._at += 1
         return frame
 
-    def close(self) -> None:
+    def close(self) -> Closing | None:
         """Close the file."""
-        close_in_time(self._shown, self._capture.release)
+        return close_in_time(self._shown, self._capture.release)
 
     def _ends(self) -> bool:
         """At the end: return whether to start again; raises where not."""

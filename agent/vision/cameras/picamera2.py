@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from agent.errors import CameraError
-from agent.vision.cameras import U8Image, fitting
+from agent.vision.cameras import Closing, U8Image, fitting
 from agent.vision.cameras.waiting import close_in_time
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ class PiCamera2Camera:
         finally:
             request.release()
 
-    def close(self) -> None:
+    def close(self) -> Closing | None:
         """Stop and release the camera; stop() may block for ever (picamera2 issue 1264)."""
-        close_in_time(self._shown, self._stop)
+        return close_in_time(self._shown, self._stop)
 
     def _open(self, index: int) -> _Picamera2:
         found = self._library.list_cameras()

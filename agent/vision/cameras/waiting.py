@@ -17,6 +17,7 @@ from agent.redaction import redact
 CLOSE_LIMIT_S = 2.0
 
 T = TypeVar("T")
+Closing = threading.Thread  # one that is in a library's close, and may be there for ever
 _log = logging.getLogger(__name__)
 
 
@@ -54,10 +55,10 @@ def finish_in_time(
     raise TimeoutError
 
 
-def close_in_time(what: str, close: Callable[[], None]) -> None:
+def close_in_time(what: str, close: Callable[[], None]) -> Closing | None:
     """Run a library's own close, but no longer than CLOSE_LIMIT_S; whatever it raises is logged.
 
-    Some wait for ever on hardware that went away; such a thread is left behind.
+    Some wait for ever on hardware that went away; such a thread is left behind, and returned.
     """
 
     def run() -> None:
@@ -66,7 +67,10 @@ def close_in_time(what: str, close: Callable[[], None]) -> None:
         except Exception as error:  # foreign, and nothing can be done about it
             _log.warning("camera close failed camera=%s reason=%s", what, redact(str(error)))
 
-    try:
-        finish_in_time(run, CLOSE_LIMIT_S, name="agent.camera-close")
-    except TimeoutError:
-        _log.warning("camera does not close camera=%s waited_s=%g", what, CLOSE_LIMIT_S)
+    thread = threading.Thread(target=run, name="agent.camera-close", daemon=True)
+    thread.start()
+    thread.join(CLOSE_LIMIT_S)
+    if not thread.is_alive():
+        return None
+    _log.warning("camera does not close camera=%s waited_s=%g", what, CLOSE_LIMIT_S)
+    return thread

@@ -3,7 +3,7 @@
 import selectors
 import socket
 
-from agent.daemon.app import _follow
+from agent.daemon.main_loop import _follow
 
 
 def test_a_new_link_may_have_the_number_of_another_s_old_one():

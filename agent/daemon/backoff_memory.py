@@ -1,0 +1,163 @@
+"""How often things failed, kept over restarts of the daemon: `backoff.json` in the state folder.
+
+Written only when something fails or recovers, by a thread of its own: a disk that hangs delays
+nobody, and one that takes nothing makes this a memory of one run. Ages are by the wall clock,
+the only one that outlives a board's restart: what is from the future counts as fresh, so a clock
+that was set back forgets nothing, and one set forward by an hour forgets everything, which costs
+some quick retries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+log = logging.getLogger(__name__)
+
+BACKOFF_FILE = "backoff.json"
+FORGET_AFTER_S = 3600.0
+# Counts end somewhere; the times made of them are capped much earlier.
+MOST_FAILURES = 12
+# What goes on failing with the same count is written anew this often, so that it stays fresh.
+REFRESH_S = 600.0
+MAX_FILE_BYTES = 1 << 16
+# A daemon that ends uncleanly within this time of its start may be in a crash loop.
+PROVEN_AFTER_S = 120.0
+CRASH_FIRST_S = 5.0
+CRASH_MOST_S = 300.0
+
+
+class Failures(Struct, frozen=True):
+    """So many in a row, the last at this wall clock time."""
+
+    count: Annotated[int, Meta(ge=0, le=MOST_FAILURES)]
+    at: float
+
+
+class _Stored(Struct, frozen=True):
+    engines: dict[str, Failures] = {}
+    unclean: Failures | None = None  # unclean ends of the daemon soon after its start
+    is_running: bool = False  # a daemon was started, and neither ended in order nor proved itself
+
+
+class BackoffMemory:
+    """See the module's docstring; any thread. `path` None: of this run alone."""
+
+    def __init__(self, path: Path | None, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._wall_clock = wall_clock
+        self._changed = threading.Condition()
+        # Guarded by `_changed`.
+        self._stored = self._read()
+        self._is_written = True
+        self._writer: threading.Thread | None = None
+
+    def failures(self, engine: str) -> int:
+        """Return how often in a row an engine's workers have failed, as far as that matters now."""
+        known = self._stored.engines.get(engine)
+        return known.count if known is not None and self._is_fresh(known) else 0
+
+    def note_failure(self, engine: str, count: int) -> None:
+        """An engine's worker has failed, for the `count`th time in a row."""
+        count = min(count, MOST_FAILURES)
+        now = self._wall_clock()
+        known = self._stored.engines.get(engine)
+        if known is not None and known.count == count and 0 <= now - known.at < REFRESH_S:
+            return
+        self._change(engines={**self._stored.engines, engine: Failures(count, now)})
+
+    def note_recovery(self, engine: str) -> None:
+        """An engine's worker has proved itself."""
+        if engine in self._stored.engines:
+            rest = {name: one for name, one in self._stored.engines.items() if name != engine}
+            self._change(engines=rest)
+
+    def begin(self, within_s: float = 1.0) -> float:
+        """The daemon starts; return for how many seconds it should leave its workers alone.
+
+        None for the first start, nor after one unclean end, as a power cut is no crash loop; then
+        10, 20, 40 … up to 300 s. That it runs is on disk before this returns, if the disk takes it
+        within `within_s`.
+        """
+        count = 0
+        if self._stored.is_running:
+            before = self._stored.unclean
+            count = before.count if before is not None and self._is_fresh(before) else 0
+            count = min(count + 1, MOST_FAILURES)
+        self._change(unclean=Failures(count, self._wall_clock()), is_running=True)
+        self.flush(within_s)
+        return min(CRASH_MOST_S, CRASH_FIRST_S * 2.0 ** (count - 1)) if count > 1 else 0.0
+
+    def prove(self) -> None:
+        """The daemon has run for PROVEN_AFTER_S, or ends in order: it is in no crash loop."""
+        if self._stored.is_running:
+            self._change(unclean=None, is_running=False)
+
+    def flush(self, within_s: float) -> bool:
+        """Wait until all is on disk; False: it is not yet."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._is_written, within_s)
+
+    def _is_fresh(self, failures: Failures) -> bool:
+        return self._wall_clock() - failures.at < FORGET_AFTER_S
+
+    def _change(self, **fields: object) -> None:
+        with self._changed:
+            self._stored = msgspec.structs.replace(self._stored, **fields)
+            if self._path is None:
+                return
+            self._is_written = False
+            if self._writer is None:
+                self._writer = threading.Thread(
+                    target=self._write_all, name="agent.backoff", daemon=True
+                )
+                self._writer.start()
+
+    def _write_all(self) -> None:
+        """Write until nothing changes any more, then end."""
+        while True:
+            with self._changed:
+                stored = self._stored
+            self._write(stored)
+            with self._changed:
+                if self._stored is stored:
+                    self._is_written, self._writer = True, None
+                    self._changed.notify_all()
+                    return
+
+    def _write(self, stored: _Stored) -> None:
+        """Replace the file, so that it is whole at any time: rename(2), fsync(2)."""
+        assert self._path is not None
+        draft = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                file.write(msgspec.json.encode(stored))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._path)
+        except OSError as error:
+            log.warning("back-off not kept path=%s reason=%s", self._path, error.strerror)
+            with contextlib.suppress(OSError):
+                draft.unlink()
+
+    def _read(self) -> _Stored:
+        if self._path is None:
+            return _Stored()
+        try:
+            with self._path.open("rb") as file:
+                return msgspec.json.decode(file.read(MAX_FILE_BYTES), type=_Stored)
+        except FileNotFoundError:
+            return _Stored()
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("back-off not read path=%s reason=%s", self._path, error)
+            return _Stored()

@@ -1,0 +1,35 @@
+"""What a supervisor says of its engine, to whoever reports it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agent.link import Beat, CameraChange, Learned, Ready, ResultOut
+
+
+class Listener(Protocol):
+    """Who is told; called on the supervisor's thread, must not block."""
+
+    def on_result(self, result: ResultOut) -> None:
+        """A result is ready to publish."""
+
+    def on_ready(self, ready: Ready) -> None:
+        """A model runs."""
+
+    def on_camera(self, change: CameraChange) -> None:
+        """A camera came, went or ended."""
+
+    def on_beat(self, beat: Beat) -> None:
+        """The worker's counters, since it started."""
+
+    def on_learned(self, learned: Learned) -> None:
+        """How a model runs best here was measured."""
+
+    def on_down(self, code: str, reason: str) -> None:
+        """The worker is gone; results stop until the next `on_ready`."""
+
+    def on_replaced(self) -> None:
+        """The worker has ended because it was asked to; another one starts."""
+
+    def on_abandoned(self, pid: int, reason: str) -> None:
+        """A killed process does not end; with an empty reason: the last of them now has."""
