@@ -7,6 +7,7 @@ what is wrong in another.
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import sys
@@ -31,7 +32,7 @@ from agent.config import (
 )
 from agent.config_conflicts import collisions, conflicts
 from agent.config_words import allowed, bare, choices_of, nearest, shown
-from agent.errors import ConfigError
+from agent.errors import ConfigError, UnavailableError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,6 +41,11 @@ else:
 
 # A configuration is a page of text; anything larger is not one and is not read.
 MAX_CONFIG_BYTES = 1 << 20
+# open(2): errors that nothing but a change of the file or its rights will mend.
+NEEDS_CORRECTION = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 _INDEX = re.compile(r"\[\d+\]")
 
@@ -51,12 +57,16 @@ def load_config(path: Path) -> tuple[Config, list[str]]:
 
     Raises:
         ConfigError: with every fault in the file, one line each.
+        UnavailableError: the disk does not let it be read at this moment.
     """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise ConfigError([f"cannot be read: {error.strerror}"], where=str(path)) from error
+        if error.errno in NEEDS_CORRECTION:
+            raise ConfigError([f"cannot be read: {error.strerror}"], where=str(path)) from error
+        # Of the disk or the system, and perhaps gone at the next try: nothing to be corrected.
+        raise UnavailableError(f"{path}: cannot be read: {error.strerror}") from error
     if len(raw) > MAX_CONFIG_BYTES:
         raise ConfigError([f"larger than {MAX_CONFIG_BYTES} bytes"], where=str(path))
     try:

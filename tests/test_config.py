@@ -1,6 +1,8 @@
 """Settings: all that is wrong is said at once, with key, value, what is allowed, a likely name."""
 
+import errno
 import math
+import os
 import re
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from agent.config import (
     device_id,
 )
 from agent.config_file import load_config, parse_config, tomllib
-from agent.errors import ConfigError
+from agent.errors import AgentError, ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -681,3 +683,16 @@ def test_what_the_example_has_behind_a_hash_can_be_used():
     for name in ("max_detections", "iou_threshold", "nms", "score_threshold"):
         assert getattr(config.model, name) is not None
     assert config.camera[0].region == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.EACCES, 78), (errno.EIO, 69), (errno.EMFILE, 69)]
+)
+def test_a_disk_that_fails_is_no_fault_of_the_settings(tmp_path, monkeypatch, number, expected):
+    def fail(*_args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(AgentError, match="cannot be read") as caught:
+        load_config(tmp_path / "agent.toml")
+    assert caught.value.exit_code == expected, "with 78 the service stays down"

@@ -14,6 +14,8 @@ import faulthandler
 import logging
 import math
 import os
+import sys
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,15 +40,17 @@ from agent.daemon.probing import AcceleratorProbes
 from agent.daemon.report import TELEMETRY_STREAM, EngineReport, Report, detections_stream
 from agent.daemon.supervisor import Supervisor, stop_all
 from agent.daemon.systemd import Notifier
-from agent.errors import ConfigError
+from agent.errors import AgentError
 from agent.link import Resume, Start
 
 log = logging.getLogger(__name__)
 
-# Together with what Python itself needs: less than the 10 s that are promised for SIGTERM.
+# What each step of an end may take, and all of them together: less than the 10 s that are promised
+# for SIGTERM, whatever hangs.
 STOP_WORKER_WITHIN_S = 3.0
 FLUSH_WITHIN_S = 3.0
 SAVE_WITHIN_S = 2.0
+END_WITHIN_S = 8.0
 # How long one turn of a loop may take. Every wait of the link's thread is a fraction of a second;
 # a worn SD card may hold a write back for many seconds.
 MQTT_STUCK_S = 15.0
@@ -204,6 +208,7 @@ def run_daemon(load: Load) -> int:
         running = reload.settings_of(config)
         for warning in warnings:
             log.warning("configuration: %s", warning)
+        notifier.watchdog()  # after a reload it counts on
         lock = acquire(Path(config.device.state_dir))
 
         outcome = _run(build_daemon(config), config, requests, notifier, Reload(running, load))
@@ -222,14 +227,18 @@ class Reload:
     load: Load
     refused: str = ""
 
-    def is_wanted(self) -> bool:
+    def is_wanted(self, outbox: Outbox) -> bool:
         """Return whether there are other settings to be used; bad ones are refused with a line."""
         self.refused = ""
+        if outbox.alarm and outbox.waiting > outbox.on_disk:
+            self.refused = "no reload now: what waits would be lost, as the disk takes nothing"
+            log.error("%s", self.refused)
+            return False
         try:
             if reload.must_restart(self.running, self.load):
                 log.info("configuration changed; starting anew")
                 return True
-        except ConfigError as error:
+        except AgentError as error:
             log.error("configuration refused, the old one goes on: %s", error)  # noqa: TRY400
             self.refused = "the new configuration was refused, the old one goes on"
         else:
@@ -261,7 +270,7 @@ def _run(
         notifier=notifier,
         watchdog=Watchdog(liveness, notifier.watchdog_s, notifier.watchdog),
         telemetry_interval_s=config.telemetry.interval_s,
-        wants_reload=settings.is_wanted,
+        wants_reload=lambda: settings.is_wanted(daemon.outbox),
         refused=lambda: settings.refused,
         prove=daemon.backoff.prove,
     )
@@ -280,17 +289,25 @@ def _run(
         outcome = loop.run()
     finally:
         notifier.reloading() if outcome == "reload" else notifier.stopping()
-        _end(daemon)
-    daemon.backoff.prove()
-    daemon.backoff.flush(SAVE_WITHIN_S)
+        notifier.watchdog()  # nobody else says so until the end, or until the new program runs
+        _end(daemon, is_orderly=sys.exc_info()[0] is None)
+        notifier.watchdog()
     return outcome
 
 
-def _end(daemon: Daemon) -> None:
+def _end(daemon: Daemon, *, is_orderly: bool) -> None:
     """Take the workers' last results, send what can be sent, and save the rest."""
-    stop_all(daemon.supervisors, STOP_WORKER_WITHIN_S)
-    is_flushed = daemon.mqtt.stop(FLUSH_WITHIN_S)
-    unsaved = daemon.outbox.close(SAVE_WITHIN_S)
+    deadline = time.monotonic() + END_WITHIN_S
+
+    def left(most_s: float) -> float:
+        return max(0.1, min(most_s, deadline - time.monotonic()))
+
+    stop_all(daemon.supervisors, left(STOP_WORKER_WITHIN_S))
+    is_flushed = daemon.mqtt.stop(left(FLUSH_WITHIN_S))
+    if is_orderly:
+        daemon.backoff.prove()  # written while the outbox is
+    unsaved = daemon.outbox.close(left(SAVE_WITHIN_S))
+    daemon.backoff.flush(left(SAVE_WITHIN_S))
     if unsaved:
         log.error("stopped; what waited could not be saved lost=%d", unsaved)
     elif not is_flushed:

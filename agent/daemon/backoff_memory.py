@@ -21,6 +21,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from agent.sensors.clock import read_kernel_boot_id
+
 log = logging.getLogger(__name__)
 
 BACKOFF_FILE = "backoff.json"
@@ -34,6 +36,7 @@ MAX_FILE_BYTES = 1 << 16
 PROVEN_AFTER_S = 120.0
 CRASH_FIRST_S = 5.0
 CRASH_MOST_S = 300.0
+AFTER_BOOT_MOST_S = 10.0
 
 
 class Failures(Struct, frozen=True):
@@ -47,13 +50,22 @@ class _Stored(Struct, frozen=True):
     engines: dict[str, Failures] = {}
     unclean: Failures | None = None  # unclean ends of the daemon soon after its start
     is_running: bool = False  # a daemon was started, and neither ended in order nor proved itself
+    boot: str = ""  # the kernel's id of the boot in which that was
 
 
 class BackoffMemory:
     """See the module's docstring; any thread. `path` None: of this run alone."""
 
-    def __init__(self, path: Path | None, *, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        boot: str | None = None,
+    ) -> None:
+        """Read what is there; `boot` is by default the running kernel's id."""
         self._path = path
+        self._boot = boot if boot is not None else read_kernel_boot_id()
         self._wall_clock = wall_clock
         self._changed = threading.Condition()
         # Guarded by `_changed`.
@@ -84,18 +96,21 @@ class BackoffMemory:
     def begin(self, within_s: float = 1.0) -> float:
         """The daemon starts; return for how many seconds it should leave its workers alone.
 
-        None for the first start, nor after one unclean end, as a power cut is no crash loop; then
-        10, 20, 40 … up to 300 s. That it runs is on disk before this returns, if the disk takes it
-        within `within_s`.
+        None for the first start, nor after one unclean end; then 10, 20, 40 … up to 300 s. After a
+        restart of the board never more than 10 s: boards whose power is cut again and again have no
+        crash loop, and one whose workers bring the kernel down can still be reached. That it runs
+        is on disk before this returns, if the disk takes it within `within_s`.
         """
+        boot = self._boot or ""
+        most_s = CRASH_MOST_S if boot == self._stored.boot else AFTER_BOOT_MOST_S
         count = 0
         if self._stored.is_running:
             before = self._stored.unclean
             count = before.count if before is not None and self._is_fresh(before) else 0
             count = min(count + 1, MOST_FAILURES)
-        self._change(unclean=Failures(count, self._wall_clock()), is_running=True)
+        self._change(unclean=Failures(count, self._wall_clock()), is_running=True, boot=boot)
         self.flush(within_s)
-        return min(CRASH_MOST_S, CRASH_FIRST_S * 2.0 ** (count - 1)) if count > 1 else 0.0
+        return min(most_s, CRASH_FIRST_S * 2.0 ** (count - 1)) if count > 1 else 0.0
 
     def prove(self) -> None:
         """The daemon has run for PROVEN_AFTER_S, or ends in order: it is in no crash loop."""

@@ -38,6 +38,16 @@ class Trouble:
         self.said, self.retry_at, self._wait_s = None, 0.0, RETRY_FIRST_S
 
 
+def jumped(path: Path | None, streams: int) -> str | None:
+    """Return the sentence about streams that began before their numbers could be read."""
+    if not streams:
+        return None
+    return (
+        f"{path} could not be read yet: the result numbers of {streams} streams jump ahead, so that"
+        " none repeats; check the disk"
+    )
+
+
 def damaged_rows(path: Path, count: int) -> str | None:
     """Return the sentence about records that were damaged one by one."""
     if not count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Protocol
 
 from agent.link import Beat, CameraChange, Learned, Ready, ResultOut
@@ -33,3 +34,13 @@ class Listener(Protocol):
 
     def on_abandoned(self, pid: int, reason: str) -> None:
         """A killed process does not end; with an empty reason: the last of them now has."""
+
+
+class Probe(Protocol):
+    """A process that tries the accelerator."""
+
+    def poll(self) -> str | None:
+        """Return why it does not work, empty when it does, None while that is being tried."""
+
+    def end(self) -> list[subprocess.Popen[bytes]]:
+        """Stop trying, without waiting; return the processes that are to be killed."""

@@ -139,6 +139,7 @@ class MainLoop:
         """
         now = time.monotonic()
         self.mqtt.ensure_running()
+        self.report.follow_clock()
         due_s = self.watchdog.turn(now)
         if not self._is_proven and now - started > PROVEN_AFTER_S:
             self._is_proven = True

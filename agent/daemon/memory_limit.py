@@ -10,6 +10,7 @@ faster than a look, or while a model loads, is the kernel's: it takes workers fi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ def _limit(file: Path) -> int:
 class _Worker:
     rss_bytes: int = 0
     warm_bytes: int | None = None  # as it was when warm
+    warms_from: float = -math.inf
     looked_at: float = 0.0
     looks_over: int = 0
 
@@ -151,7 +153,7 @@ class WorkerMemory:
             return None
         worker.looked_at, worker.rss_bytes = now, rss_bytes
         if worker.warm_bytes is None:
-            if ready_at is not None and now - ready_at >= WARM_AFTER_S:
+            if ready_at is not None and now - max(ready_at, worker.warms_from) >= WARM_AFTER_S:
                 worker.warm_bytes = rss_bytes
             return None
         over_bytes = sum(one.rss_bytes for one in self._workers.values()) - self._allowed_bytes()
@@ -163,6 +165,12 @@ class WorkerMemory:
             return None
         used, allowed = rss_bytes / MIB, (rss_bytes - over_bytes) / MIB
         return f"worker used {used:.0f} MiB of {max(0.0, allowed):.0f} MiB allowed; replaced"
+
+    def warm_up(self, pid: int) -> None:
+        """A worker has more to do from now on: what it takes for that is no leak."""
+        worker = self._workers.setdefault(pid, _Worker())
+        worker.warm_bytes, worker.looks_over = None, 0
+        worker.warms_from = self._clock()
 
     def forget(self, pid: int) -> None:
         """A worker is gone."""

@@ -28,6 +28,7 @@ from agent.config import MqttConfig
 from agent.daemon.mqtt_connect import connect, probe
 from agent.daemon.mqtt_delivery import Delivery
 from agent.daemon.mqtt_dial import DialCancelledError, Patience
+from agent.daemon.mqtt_secrets import Secrets
 from agent.daemon.mqtt_session import (
     KEEP_ALIVE_S,
     MISC_EVERY_S,
@@ -126,6 +127,7 @@ class MqttLink:
         self._wall_clock = wall_clock
         self._jitter = jitter
         self._doorbell = Doorbell()
+        self._secrets = Secrets(settings)
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._flush_until = self._stop_at = float("inf")
@@ -310,6 +312,7 @@ class MqttLink:
             protocol=protocol,
             availability_topic=availability_topic,
             keep_alive_s=self._timing.keep_alive_s,
+            secrets=self._secrets,
         )
 
     def _serve(self, session: Session) -> None:

@@ -6,10 +6,11 @@ long as the daemon runs is the link's business.
 
 from __future__ import annotations
 
-import secrets
+from secrets import token_hex
 
 from agent.config import MqttConfig
 from agent.daemon.mqtt_dial import Patience, dial, parse_address
+from agent.daemon.mqtt_secrets import Secrets
 from agent.daemon.mqtt_session import (
     KEEP_ALIVE_S,
     Doorbell,
@@ -28,15 +29,18 @@ def connect(
     protocol: Protocol,
     availability_topic: str | None,
     keep_alive_s: float = KEEP_ALIVE_S,
+    secrets: Secrets | None = None,
 ) -> Session:
-    """Return a session the broker has accepted.
+    """Return a session the broker has accepted; `secrets` are those of earlier connections.
 
     Raises:
         BrokerError: as a sentence; `ProtocolRefusedError` where another version may work.
         DialCancelledError: the caller's patience was called off.
     """
     address = parse_address(settings.url)
-    wire = dial(address, settings, patience)
+    secrets = secrets or Secrets(settings)
+    password = secrets.password() if settings.username else None
+    wire = dial(address, settings, patience, secrets.context() if address.tls else None)
     try:
         session = Session(
             wire,
@@ -47,6 +51,7 @@ def connect(
             protocol=protocol,
             availability_topic=availability_topic,
             keep_alive_s=keep_alive_s,
+            password=password,
         )
     except BaseException:
         wire.close()
@@ -67,7 +72,7 @@ def probe(settings: MqttConfig, timeout_s: float) -> str:
     """
     patience = Patience(timeout_s)
     # An id of its own: with the daemon's, the broker would end the daemon's connection.
-    client_id = f"edge-agent-probe-{secrets.token_hex(4)}"
+    client_id = f"edge-agent-probe-{token_hex(4)}"
     doorbell = Doorbell()
     try:
         try:

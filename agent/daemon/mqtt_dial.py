@@ -175,14 +175,20 @@ def read_password(path: str) -> str | None:
         raise BrokerError(f'mqtt.password_file = "{path}": the password is not UTF-8') from error
 
 
-def dial(address: Address, settings: MqttConfig, patience: Patience) -> Wire:
-    """Return a connected, non-blocking wire.
+def dial(
+    address: Address,
+    settings: MqttConfig,
+    patience: Patience,
+    context: ssl.SSLContext | None = None,
+) -> Wire:
+    """Return a connected, non-blocking wire; `context` by default from the settings.
 
     Raises:
         BrokerError: with what to do about it.
         DialCancelledError: as soon as the caller's patience is called off.
     """
-    context = tls_context(settings) if address.tls else None
+    if address.tls and context is None:
+        context = tls_context(settings)
     choices = _resolve(address, patience)
     sock = _connect_any(choices, address, patience)
     try:

@@ -27,7 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.config import MqttConfig
-from agent.daemon.mqtt_dial import Address, Patience, Wire, read_password
+from agent.daemon.mqtt_dial import Address, Patience, Wire
 from agent.daemon.mqtt_tls import explain_tls
 from agent.daemon.mqtt_words import (
     PROTOCOL_ERROR,
@@ -151,6 +151,7 @@ class Session:
         protocol: Protocol,
         availability_topic: str | None,
         keep_alive_s: float = KEEP_ALIVE_S,
+        password: str | None = None,
     ) -> None:
         self.protocol: Protocol = protocol
         self.where = str(address)
@@ -175,7 +176,7 @@ class Session:
         client.on_publish = self._on_publish
         client.on_disconnect = self._on_disconnect
         if settings.username:
-            client.username_pw_set(settings.username, read_password(settings.password_file))
+            client.username_pw_set(settings.username, password)
         if availability_topic is not None:
             client.will_set(availability_topic, OFFLINE, qos=1, retain=True)
         self._selector = selectors.DefaultSelector()

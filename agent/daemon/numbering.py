@@ -3,15 +3,18 @@
 Numbers are reserved in blocks, so that a run writes once in thousands of results. After a run
 that ended without closing, numbering goes on behind the reserved block: what of it was used is
 unknown, so none of it is used again. A second copy, written after the first, stands in for a
-damaged one. Not locked: its owner is.
+damaged one. Where neither can be read in time, a stream goes on with the time of day. Not
+locked: its owner is.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import msgspec
@@ -27,6 +30,8 @@ RESTART: GapReason = "restart"
 DAMAGED: GapReason = "damaged"
 
 WriteFile = Callable[[Path, bytes], None]
+
+log = logging.getLogger(__name__)
 
 
 class Numbers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,41 +60,54 @@ class Numbering:
     `left` is what the run before has left, `damage` are sentences about what was damaged.
     """
 
-    def __init__(self, path: Path | None, write_file: WriteFile | None = None) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path | None,
+        write_file: WriteFile | None = None,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = path
         self._write_file = write_file or write_durably
+        self._wall_clock = wall_clock
         self.left: dict[str, Numbers] = {}
         self._reserved: dict[str, Numbers] = {}
         self._on_disk: dict[str, Numbers] = {}
         self.damage: list[str] = []
         self.begun: set[str] = set()
+        self.jumped: set[str] = set()  # streams that began before the file could be read
         self.is_loaded = path is None
 
-    def load(self) -> None:
+    def load(self, lock: AbstractContextManager[object] | None = None) -> None:
         """Read what is reserved; a damaged file is set aside and its copy used.
+
+        What changes the numbers is done under `lock`; reading, which may take long, is not.
 
         Raises:
             OSError: the disk does not let it be read or set aside.
         """
-        if self._path is None:
+        if self.path is None:
             return
-        begun = self._reserved  # the disk may have come late
-        first, copy = _read(self._path), _read(self._copy)
+        first, copy = _read(self.path), _read(self._copy)
         if not first and isinstance(copy, dict) and copy:
             first = "it was gone"
         if isinstance(first, str):
-            self._set_aside(self._path, first, has_copy=isinstance(copy, dict) and bool(copy))
+            self._set_aside(self.path, first, has_copy=isinstance(copy, dict) and bool(copy))
             # The lost file may have been one write ahead of its copy: one block per stream.
-            self.left = {
+            left = {
                 stream: Numbers(end=one.end + BLOCK, done=one.done, kept=None)
                 for stream, one in (copy if isinstance(copy, dict) else {}).items()
             }
-            self._on_disk = {}
+            on_disk = {}
         else:
-            self.left = first
-            self._on_disk = dict(first)
-        self._reserved = {**self.left, **begun}
-        self.is_loaded = True
+            left, on_disk = first, dict(first)
+        with lock or nullcontext():
+            begun = {  # the disk came late: what began meanwhile must not fall back behind it
+                stream: _behind(one, left.get(stream)) for stream, one in self._reserved.items()
+            }
+            self.left, self._on_disk = left, on_disk
+            self._reserved = {**left, **begun}
+            self.is_loaded = True
 
     def begin(self, stream: str, highest_seq: int) -> int:
         """Reserve a block for a stream and return its first number.
@@ -98,18 +116,32 @@ class Numbering:
         """
         left = self._reserved.get(stream)
         first = max(left.end if left else 0, highest_seq) + 1
+        if not self.is_loaded:
+            # What was used is not known. Milliseconds since 1970 (1.8e12 in 2027, far below 2**53)
+            # are ahead of any count at less than 1,000 a second for 57 years, and of earlier such
+            # jumps. A board without a clock of its own starts with the time it was last on
+            # (systemd-timesyncd.service(8), "/var/lib/systemd/timesync/clock").
+            first = max(first, int(self._wall_clock() * 1000))
+            self.jumped.add(stream)
+            log.warning("%s not read yet; numbers jump stream=%s to=%d", self.path, stream, first)
         done = left.done if left else 0
         self._reserved[stream] = Numbers(end=first - 1 + BLOCK, done=done, kept=None)
         self.begun.add(stream)
         return first
 
-    def use(self, stream: str, last_seq: int, done: int) -> None:
-        """Reserve the next block once half of this one is used."""
+    def is_low(self, stream: str, last_seq: int) -> bool:
+        """Return whether half of the stream's block is used."""
         reserved = self._reserved.get(stream)
-        if reserved is None or reserved.kept is not None or last_seq + BLOCK // 2 <= reserved.end:
-            return
-        end = max(reserved.end, last_seq) + BLOCK
-        self._reserved[stream] = Numbers(end=end, done=max(reserved.done, done), kept=None)
+        return (
+            reserved is not None and reserved.kept is None and last_seq + BLOCK // 2 > reserved.end
+        )
+
+    def use(self, stream: str, last_seq: int, done: int) -> None:
+        """Reserve the next block, if half of this one is used."""
+        if self.is_low(stream, last_seq):
+            reserved = self._reserved[stream]
+            end = max(reserved.end, last_seq) + BLOCK
+            self._reserved[stream] = Numbers(end=end, done=max(reserved.done, done), kept=None)
 
     def end(self, stream: str, last_seq: int, done: int, kept: int, noted: int) -> None:
         """Give back what is left of a block: the next run goes on right behind `last_seq`."""
@@ -125,7 +157,7 @@ class Numbering:
     @property
     def is_saved(self) -> bool:
         """Return whether all reservations are on disk."""
-        return self._path is None or self._on_disk == self._reserved
+        return self.path is None or self._on_disk == self._reserved
 
     def to_save(self) -> dict[str, Numbers]:
         """Return what `save` is to write."""
@@ -137,17 +169,17 @@ class Numbering:
         Raises:
             OSError: the disk took nothing; what was there before still is.
         """
-        if self._path is None:
+        if self.path is None:
             return
         content = msgspec.json.encode(_File(version=1, streams=streams, crc=_checksum(streams)))
-        self._write_file(self._path, content)
+        self._write_file(self.path, content)
         self._write_file(self._copy, content)
         self._on_disk = streams
 
     @property
     def _copy(self) -> Path:
-        assert self._path is not None
-        return self._path.with_name(self._path.name + ".copy")
+        assert self.path is not None
+        return self.path.with_name(self.path.name + ".copy")
 
     def _set_aside(self, path: Path, reason: str, *, has_copy: bool) -> None:
         kept = path.with_name(path.name + ".damaged")
@@ -159,6 +191,14 @@ class Numbering:
         self.damage.append(f"{path} was damaged ({reason}) and is now {kept}; {then}")
         if path.exists():
             path.replace(kept)
+
+
+def _behind(one: Numbers, left: Numbers | None) -> Numbers:
+    """Return a reservation that was made without knowing of `left`, moved behind it."""
+    if left is None:
+        return one
+    end = left.end + BLOCK if left.end > one.end else one.end
+    return Numbers(end=end, done=max(one.done, left.done), kept=None)
 
 
 def unnamed(stream: str, left: Numbers, accounted: int, *, has_notes: bool) -> GapNote | None:

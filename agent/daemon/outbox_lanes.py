@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from agent.daemon.gap_notes import GapNotes
 from agent.daemon.outbox_records import Record
-from agent.daemon.spool import BLOCK_ROWS
+from agent.daemon.spool_survey import BLOCK_ROWS, Found
 
 # Half a second of records at the pace they leave; at 400 bytes about 300 kB for each stream.
 READ_AHEAD = 500
@@ -127,9 +127,18 @@ class Lane:
                     return entry
         return None
 
+    def first_in_memory_only(self) -> Entry | None:
+        """Return the oldest that has no place on disk and is not in flight."""
+        # What was read ahead, or sent before and saved since, has one and is passed over unseen:
+        # while the disk takes nothing this is asked for every record put.
+        if self.ready and not (self.ready[0].row and self.ready[-1].row):
+            return self.first(_has_no_row)
+        return next((entry for entry in self.fresh if not entry.row), None)
+
     def remove(self, entry: Entry) -> None:
         """Take out one that is given up; its number is noted by the caller."""
-        if entry in self.ready:
+        is_first = bool(self.fresh) and self.fresh[0] is entry  # most are, and `ready` is long
+        if not is_first and entry in self.ready:
             self.ready.remove(entry)
             self.ready_bytes -= entry.size
             return
@@ -139,6 +148,21 @@ class Lane:
             self.fresh[at].after = entry.after
         elif entry.record.seq:
             self.previous = entry.after
+
+    def find(self, found: Found, done: int) -> None:
+        """Take over the rows an earlier run left, to leave before what was put meanwhile.
+
+        Up to `done` every number is accounted for; UNKNOWN after damage.
+        """
+        if not self.last:
+            self.last = self.previous = found.highest_seq
+            self.seen = done
+        elif self.fresh and self.fresh[0].after == self.seen:  # nothing has left yet
+            self.fresh[0].after = found.highest_seq
+            self.seen = done
+        self.unread, self.unread_bytes = found.count, found.bytes
+        self.read_after = 0
+        self.blocks.extend(found.blocks)
 
     def store(self, notes: GapNotes) -> None:
         """Take what is on disk now out of `fresh`: into the read-ahead, or out of memory."""
@@ -197,6 +221,26 @@ class Lane:
             result[entry.id] = _between(before, entry)
             before = entry.record.seq
         return result
+
+
+def oldest(lanes: Iterable[Lane], first_of: Callable[[Lane], Entry | None]) -> Entry | None:
+    """Return the oldest of what the lanes offer; telemetry before results."""
+    chosen: Entry | None = None
+    for lane in lanes:
+        if chosen is not None and lane.is_telemetry < chosen.record.is_telemetry:
+            continue
+        entry = first_of(lane)
+        if entry is not None and (
+            chosen is None
+            or lane.is_telemetry > chosen.record.is_telemetry
+            or (entry.row or entry.id) < (chosen.row or chosen.id)
+        ):
+            chosen = entry
+    return chosen
+
+
+def _has_no_row(entry: Entry) -> bool:
+    return entry.row == 0
 
 
 def _between(before: int | None, entry: Entry) -> int:

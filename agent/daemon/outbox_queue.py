@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable
 
 from agent.contract.payloads import GapReason
 from agent.daemon.gap_notes import GapNotes
-from agent.daemon.numbering import Numbers, unnamed
-from agent.daemon.outbox_lanes import UNKNOWN, Entry, Lane
+from agent.daemon.numbering import Numbers
+from agent.daemon.outbox_earlier import EarlierNumbers
+from agent.daemon.outbox_lanes import UNKNOWN, Entry, Lane, oldest
 from agent.daemon.outbox_plan import Changes, Plan
 from agent.daemon.outbox_records import Record, size_bytes
-from agent.daemon.spool import BLOCK_ROWS, Found, Survey
 from agent.daemon.spool_rows import Row
+from agent.daemon.spool_survey import BLOCK_ROWS, Survey
 
 # Ids of rows to delete are kept while the disk takes nothing. Beyond these the oldest are
 # forgotten: such a row is only sent again after a restart.
@@ -40,6 +41,7 @@ class OutboxQueue:
         self.gone_rows: dict[int, Lane] = {}
         self.lanes: list[Lane] = []
         self.is_starved = False  # `take` found a lane whose records are all still on disk
+        self.is_open = not has_disk  # what an earlier run left is known
         self.is_low = False  # `take` left a lane with little read ahead
         self._max_bytes = max_bytes
         self._memory_bytes = memory_bytes
@@ -50,7 +52,7 @@ class OutboxQueue:
         self._next_row = 1
         self._distrusted_below = 0  # what rows below say about the numbers before is not relied on
         self._turn = 0
-        self._begun: dict[str, int] = {}
+        self._earlier = EarlierNumbers(self.notes)
         self._saved_floors: dict[str, int] = {}
 
     def put(self, record: Record, now: float) -> None:
@@ -58,7 +60,8 @@ class OutboxQueue:
         size = size_bytes(record)
         lane = self._lane_of.get((record.stream, record.is_telemetry))
         if lane is None:
-            lane = self._lane(record.stream, record.is_telemetry)
+            begun = self._earlier.begun.get(record.stream, 0)
+            lane = self._lane(record.stream, record.is_telemetry, last=begun)
         if record.seq:
             lane.last = record.seq
         if size > self._max_bytes:
@@ -74,8 +77,9 @@ class OutboxQueue:
         self.waiting += 1
         self.waiting_bytes += size
         self._unsaved_bytes += size
-        while self._unsaved_bytes > self._memory_bytes and self._drop_oldest(_is_in_memory_only):
-            pass
+        while self._unsaved_bytes > self._memory_bytes:
+            if self._drop_oldest(Lane.first_in_memory_only) is None:
+                break
 
     def take(self, limit: int, may_send_stored: Callable[[], bool]) -> list[Entry]:
         """Put up to `limit` records in flight, streams in turn.
@@ -124,6 +128,9 @@ class OutboxQueue:
 
     def begin(self, stream: str, first_seq: int) -> None:
         """Note with which number a stream is about to go on."""
+        last = self.last_seq(stream)
+        if last and self.is_open:
+            self._earlier.skip(stream, last, first_seq - 1)
         self._go_on_after(stream, first_seq - 1)
 
     def oldest_unsaved_at(self) -> float | None:
@@ -133,50 +140,47 @@ class OutboxQueue:
 
     # What follows is for the disk's thread.
 
+    def append_from(self, next_row: int) -> None:
+        """Note from which id on rows may be saved, before it is known what the others hold."""
+        self._next_row = max(next_row, self._next_row)
+
     def open(self, survey: Survey, left: dict[str, Numbers]) -> None:
         """Take over what an earlier run left on disk, to leave before what this one has put."""
-        self._next_row = survey.next_id
+        self.append_from(survey.next_id)
         if not survey.is_intact:
             self._distrusted_below = survey.next_id
         self.notes.found(survey.notes)
         self._saved_floors = dict(survey.floors)
-        floors = {stream: one.done for stream, one in left.items()}
-        for stream, seq in survey.floors.items() if survey.is_intact else ():
-            floors[stream] = max(seq, floors.get(stream, 0))
-        highest: dict[str, int] = {}
+        self._earlier.found(survey)
+        done = self._earlier.done(left)
         for (stream, is_telemetry), found in survey.streams.items():
-            highest[stream] = max(found.highest_seq, highest.get(stream, 0))
-            lane = self._lane_of.get((stream, is_telemetry))
-            if lane is None:
-                lane = self._lane(stream, is_telemetry)
-                lane.last = lane.previous = found.highest_seq
-                lane.seen = floors.get(stream, UNKNOWN)
-            self._find(lane, found)
-        for stream, numbers in left.items():
-            last = max(floors[stream], highest.get(stream, 0))
-            self._go_on_after(stream, numbers.end)
-            has_notes = survey.is_intact and self.notes.highest(stream) >= numbers.noted
-            accounted = self.notes.skip(stream, last)
-            note = unnamed(stream, numbers, accounted, has_notes=has_notes)
-            if note is not None:
-                self.notes.add(stream, note.from_seq, note.to_seq, note.reason)
+            lane = self._lane_of.get((stream, is_telemetry)) or self._lane(
+                stream, is_telemetry, last=0
+            )
+            lane.find(found, done.get(stream, UNKNOWN))
+            self.found += found.count
+            self.waiting += found.count
+            self.waiting_bytes += found.bytes
+            self.on_disk += found.count
+            self.on_disk_bytes += found.bytes
+        self.name_left(left)
+        self.is_open = True
+        for lane in self.lanes:
+            lane.store(self.notes)
+
+    def name_left(self, left: dict[str, Numbers]) -> None:
+        """Note the numbers of earlier runs of which nothing is left."""
+        self._earlier.name(left)
+        for stream, seq in list(self._earlier.begun.items()):
+            self._go_on_after(stream, seq)
 
     def _go_on_after(self, stream: str, seq: int) -> None:
         """Take the numbers up to `seq` as used."""
-        self._begun[stream] = max(seq, self._begun.get(stream, 0))
+        begun = self._earlier.begun
+        begun[stream] = max(seq, begun.get(stream, 0))
         for lane in self.lanes:
             if lane.stream == stream:
                 lane.last = max(seq, lane.last)
-
-    def _find(self, lane: Lane, found: Found) -> None:
-        lane.unread, lane.unread_bytes = found.count, found.bytes
-        lane.read_after = 0
-        lane.blocks.extend(found.blocks)
-        self.found += found.count
-        self.waiting += found.count
-        self.waiting_bytes += found.bytes
-        self.on_disk += found.count
-        self.on_disk_bytes += found.bytes
 
     def plan(self, most_records: int, most_bytes: int) -> Plan:
         """Choose what to save next, oldest first, and give it its place on disk."""
@@ -201,12 +205,15 @@ class OutboxQueue:
 
         So what is missing on disk between two rows of a stream is damage and nothing else.
         """
+        if not self.gone_rows or not self.is_open:
+            return []
         lowest = {lane: lane.lowest_row(self._flying(lane)) for lane in self.lanes}
         return [row for row, lane in self.gone_rows.items() if row < lowest[lane]]
 
     def changes(self, gone: list[int]) -> Changes:
         """Return what changes on disk beside the records of a plan and the rows `gone`."""
-        floors = {lane.stream: lane.floor(self._flying(lane)) for lane in self.lanes if lane.last}
+        lanes = self.lanes if self.is_open else ()  # before that older ones may wait
+        floors = {lane.stream: lane.floor(self._flying(lane)) for lane in lanes if lane.last}
         changed = {
             stream: seq for stream, seq in floors.items() if self._saved_floors.get(stream) != seq
         }
@@ -227,7 +234,7 @@ class OutboxQueue:
             self._unsaved_bytes -= entry.size
             self.on_disk += 1
             self.on_disk_bytes += entry.size
-        for lane in dict.fromkeys(entry.lane for entry in plan.entries):
+        for lane in dict.fromkeys(entry.lane for entry in plan.entries if self.is_open):
             lane.store(self.notes)
 
     def not_saved(self, plan: Plan) -> None:
@@ -255,7 +262,7 @@ class OutboxQueue:
         """Give up the oldest that lie on disk, telemetry first; return their rows."""
         rows: list[int] = []
         while len(rows) < most:
-            victim = self._drop_oldest(_is_stored)
+            victim = self._drop_oldest(_first_stored)
             if victim is None:
                 break
             rows.append(victim.row)
@@ -281,27 +288,31 @@ class OutboxQueue:
                 self._unsaved_bytes += entry.size
         self.on_disk = self.on_disk_bytes = 0
 
+    @property
+    def is_disk_empty(self) -> bool:
+        """Return whether nothing that waits is on disk, for certain."""
+        return self.is_open and self.on_disk == 0
+
     def accounted(self, stream: str) -> int:
         """Return up to which number nobody need be told anything any more."""
         floors = [lane.floor(self._flying(lane)) for lane in self.lanes if lane.stream == stream]
         lowest = self.notes.lowest(stream)
         if lowest is not None:
             floors.append(lowest - 1)
-        return min(floors, default=self._begun.get(stream, 0))
+        return min(floors, default=self._earlier.begun.get(stream, 0))
 
     def last_seq(self, stream: str) -> int:
         """Return the highest number a stream has used."""
         lasts = [lane.last for lane in self.lanes if lane.stream == stream]
-        return max(lasts, default=self._begun.get(stream, 0))
+        return max(lasts, default=self._earlier.begun.get(stream, 0))
 
     def kept(self, stream: str) -> int:
         """Return the highest number that waits, 0 for none."""
         lanes = [lane for lane in self.lanes if lane.stream == stream]
         return max((lane.highest_waiting(self._flying(lane)) for lane in lanes), default=0)
 
-    def _lane(self, stream: str, is_telemetry: bool) -> Lane:
-        lane = Lane(stream, is_telemetry)
-        lane.last = lane.previous = lane.seen = self._begun.get(stream, 0)
+    def _lane(self, stream: str, is_telemetry: bool, last: int) -> Lane:
+        lane = Lane(stream, is_telemetry, last=last, previous=last, seen=last)
         self._lane_of[lane.key] = lane
         self.lanes.append(lane)
         return lane
@@ -342,19 +353,9 @@ class OutboxQueue:
         self.waiting_bytes -= size
         self.on_disk_bytes -= size
 
-    def _drop_oldest(self, suits: Callable[[Entry], bool]) -> Entry | None:
-        """Give up the oldest that suits and is not in flight; telemetry before results."""
-        victim: Entry | None = None
-        for lane in self.lanes:
-            if victim is not None and lane.is_telemetry < victim.record.is_telemetry:
-                continue
-            entry = lane.first(suits)
-            if entry is not None and (
-                victim is None
-                or lane.is_telemetry > victim.record.is_telemetry
-                or (entry.row or entry.id) < (victim.row or victim.id)
-            ):
-                victim = entry
+    def _drop_oldest(self, first_of: Callable[[Lane], Entry | None]) -> Entry | None:
+        """Give up the oldest that a lane may give up; telemetry before results."""
+        victim = oldest(self.lanes, first_of)
         if victim is None:
             return None
         victim.lane.remove(victim)
@@ -386,9 +387,5 @@ class OutboxQueue:
             self.notes.add(record.stream, record.seq, record.seq, reason)
 
 
-def _is_in_memory_only(entry: Entry) -> bool:
-    return entry.row == 0
-
-
-def _is_stored(entry: Entry) -> bool:
-    return entry.is_on_disk
+def _first_stored(lane: Lane) -> Entry | None:
+    return lane.first(lambda entry: entry.is_on_disk)

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from agent import __version__
 from agent.config import CameraConfig
 from agent.contract import topics
@@ -39,10 +41,12 @@ from agent.daemon.processes import ProcessReader
 from agent.link import Beat, CameraChange, Learned, Ready, ResultOut
 from agent.redaction import redact
 from agent.sensors.board import read_board_model
-from agent.sensors.clock import read_clock_synced
+from agent.sensors.clock import read_clock_offset_s, read_clock_synced
 
 log = logging.getLogger(__name__)
 MIB = 1 << 20
+# A board without a clock of its own is set by days or years; what NTP slews is far below this.
+CLOCK_STEP_S = 1.0
 TELEMETRY_STREAM = "telemetry"
 
 
@@ -169,6 +173,7 @@ class Report:
         self._processes = ProcessReader()
         self._board_model = read_board_model()
         self._clock = clock
+        self._clock_offset_s = read_clock_offset_s()
         self._next_telemetry = telemetry_seq
         self._outbox_problem: Problem | None = None
         self.cameras = {
@@ -254,6 +259,20 @@ class Report:
 
     def _own_problems(self) -> list[Problem]:
         return [self._outbox_problem] if self._outbox_problem is not None else []
+
+    def follow_clock(self) -> None:
+        """Move what was stamped by the wall clock when that has been set."""
+        shift_s = read_clock_offset_s() - self._clock_offset_s
+        if abs(shift_s) < CLOCK_STEP_S:
+            return
+        self._clock_offset_s += shift_s
+        self._started_at += shift_s
+        for problems in (self._camera_problems, *(engine.problems for engine in self.engines)):
+            for code, problem in problems.items():
+                problems[code] = replace(problem, since=problem.since + shift_s)
+        for camera in self.cameras.values():
+            camera.since += shift_s
+        self.publish_all()
 
     def look_after_outbox(self) -> None:
         """Say so in the status when the outbox's disk fails, and when it works again."""

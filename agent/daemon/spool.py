@@ -16,24 +16,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.daemon.outbox_records import RECORD_OVERHEAD_BYTES, GapNote
-from agent.daemon.spool_rows import (
-    PAGE_BYTES,
-    Row,
-    checksum,
-    decoded,
-    encoded,
-    pack,
-    unpack,
-    unpack_note,
-)
+from agent.daemon.outbox_records import GapNote
+from agent.daemon.spool_rows import COLUMNS, PAGE_BYTES, Row, checksum, encoded, pack, unpack
+from agent.daemon.spool_survey import Survey, count_rows, read_head
+from agent.daemon.spool_trouble import SpoolDamagedError, SpoolUnavailableError, translated
 
 SCHEMA_VERSION = 1
-BLOCK_ROWS = 1024
 EMPTY_PAGES = 4  # the header and one root for each table
 # The log is folded into the database from this size on, and cut back to it.
 LOG_PAGES = 256
@@ -46,49 +37,12 @@ CREATE TABLE gaps(
     PRIMARY KEY(stream, reason, from_seq)) WITHOUT ROWID;
 CREATE TABLE floors(stream BLOB PRIMARY KEY, seq INTEGER, crc INTEGER) WITHOUT ROWID;
 """
-_COLUMNS = "id, stream, is_telemetry, seq, skipped, topic, boot, clock_offset_s, crc, payload"
-_INSERT = f"INSERT INTO records({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
+_INSERT = f"INSERT INTO records({COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
 _READ = (
-    f"SELECT {_COLUMNS} FROM records WHERE id>? AND id<?"  # noqa: S608
-    " AND stream=? AND is_telemetry=? ORDER BY id LIMIT ?"
+    f"SELECT {COLUMNS} FROM records WHERE id>? AND id<?"  # noqa: S608
+    " AND stream=? AND is_telemetry=? ORDER BY id"
 )
-# SQLITE_ERROR covers a lost table as well as a passing fault; sqlite3 gives codes from Python
-# 3.11 on only.
-_DAMAGED_WORDS = ("no such", "malformed", "unsupported file format", "has no column")
-
 Connect = Callable[..., sqlite3.Connection]
-
-
-class SpoolDamagedError(Exception):
-    """The database cannot be used any more; the text says how that shows."""
-
-
-class SpoolUnavailableError(Exception):
-    """The disk does not let the database be used now; the text says why."""
-
-
-@dataclass(slots=True)
-class Found:
-    """What lies on disk of one stream; `blocks` are the id // BLOCK_ROWS that hold some."""
-
-    count: int = 0
-    bytes: int = 0
-    blocks: list[int] = field(default_factory=list)
-    highest_seq: int = 0
-
-
-@dataclass(slots=True)
-class Survey:
-    """What an earlier run left; a floor is the number up to which all is accounted for.
-
-    `is_intact` is False where a note or a floor was damaged: then no floor can be relied on.
-    """
-
-    streams: dict[tuple[str, bool], Found] = field(default_factory=dict)
-    notes: list[GapNote] = field(default_factory=list)
-    floors: dict[str, int] = field(default_factory=dict)
-    next_id: int = 1
-    is_intact: bool = True
 
 
 class Spool:
@@ -98,6 +52,7 @@ class Spool:
         self.path = path
         self._connect = connect
         self._connection: sqlite3.Connection | None = None
+        self._aside_bytes: int | None = None
 
     @property
     def is_open(self) -> bool:
@@ -119,7 +74,7 @@ class Spool:
             SpoolDamagedError: it is no database, or not one of this version.
             SpoolUnavailableError: the disk does not let it be opened or made.
         """
-        with _translated():
+        with translated():
             if self.path.is_dir():
                 raise SpoolDamagedError("a folder is in its place")
             self._connection = connection = self._connect(self.path, isolation_level=None)
@@ -164,19 +119,44 @@ class Spool:
     def set_aside(self) -> Path:
         """Move a damaged database out of the way and return where it is now.
 
-        One is kept: an older one is replaced, so that damage cannot fill the disk.
+        One is kept, so that damage cannot fill the disk: older ones are deleted. It counts
+        against the room the outbox may take (`aside_bytes`) and is the first to go when that
+        runs out (`drop_aside`).
 
         Raises:
             SpoolUnavailableError: the disk does not let it be moved.
         """
-        names = [self.path.with_name(f"{self.path.name}.damaged-{number}") for number in (1, 2)]
         self._drop_log()
-        with _translated():
+        self.drop_aside()
+        with translated():
             try:
-                return self.path.replace(names[0])
+                return self.path.replace(self._aside[0])
             except OSError:
                 # A file does not replace a folder nor a folder a file (rename(2)).
-                return self.path.replace(names[1])
+                return self.path.replace(self._aside[1])
+            finally:
+                self._aside_bytes = None
+
+    @property
+    def aside_bytes(self) -> int:
+        """Return how much of the disk a damaged database that was set aside takes."""
+        if self._aside_bytes is None:
+            with translated():
+                kept = [path for path in self._aside if path.is_file()]
+                self._aside_bytes = sum(path.stat().st_size for path in kept)
+        return self._aside_bytes
+
+    def drop_aside(self) -> None:
+        """Delete the damaged database that was set aside, as far as the disk lets it be."""
+        for path in self._aside:
+            with suppress(OSError):
+                if path.is_file():
+                    path.unlink()
+        self._aside_bytes = None
+
+    @property
+    def _aside(self) -> list[Path]:
+        return [self.path.with_name(f"{self.path.name}.damaged-{number}") for number in (1, 2)]
 
     def remove(self) -> None:
         """Delete the database.
@@ -185,13 +165,13 @@ class Spool:
             SpoolUnavailableError: the disk does not let it be deleted.
         """
         self._drop_log()
-        with _translated():
+        with translated():
             self.path.unlink(missing_ok=True)
 
     def _drop_log(self) -> None:
         """Close, and delete the log first, lest a new database takes it for its own."""
         self.close()
-        with _translated():
+        with translated():
             for suffix in ("-wal", "-shm", "-journal"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
@@ -199,11 +179,11 @@ class Spool:
     def transaction(self) -> Iterator[None]:
         """Do all of it or nothing."""
         connection = self._open_connection()
-        with _translated():
+        with translated():
             connection.execute("BEGIN IMMEDIATE")
         try:
             yield
-            with _translated():
+            with translated():
                 connection.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error, OSError):
@@ -213,19 +193,19 @@ class Spool:
     def insert(self, rows: Iterable[Row]) -> None:
         """Append records; within a transaction."""
         packed = [pack(row) for row in rows]
-        with _translated():
+        with translated():
             self._open_connection().executemany(_INSERT, packed)
 
     def delete(self, ids: Iterable[int]) -> None:
         """Delete records by id; within a transaction."""
-        with _translated():
+        with translated():
             self._open_connection().executemany(
                 "DELETE FROM records WHERE id=?", ((one,) for one in ids)
             )
 
     def save_notes(self, notes: list[GapNote], told: list[tuple[str, str, int]]) -> None:
         """Write notes, replacing shorter ones, and delete those told; within a transaction."""
-        with _translated():
+        with translated():
             connection = self._open_connection()
             for note in notes:
                 fields = (
@@ -252,98 +232,66 @@ class Spool:
     def save_floors(self, floors: dict[str, int]) -> None:
         """Write up to which number all is accounted for; within a transaction."""
         rows = [(encoded(stream), seq) for stream, seq in floors.items()]
-        with _translated():
+        with translated():
             self._open_connection().executemany(
                 "INSERT OR REPLACE INTO floors VALUES(?,?,?)",
                 [(*fields, checksum(fields)) for fields in rows],
             )
 
     def read(
-        self, stream: tuple[str, bool], after_id: int, below_id: int, limit: int
-    ) -> list[tuple[int, Row | None]]:
-        """Return a stream's rows between two ids, oldest first; None for a damaged one."""
-        with _translated():
+        self, stream: tuple[str, bool], after_id: int, below_id: int, limit: int, most_bytes: int
+    ) -> tuple[list[tuple[int, Row | None]], bool]:
+        """Return a stream's rows between two ids, oldest first; None for a damaged one.
+
+        Ends after `limit` rows, or with the row that fills `most_bytes` of payload. Returns
+        besides whether these are all.
+        """
+        found: list[tuple[int, Row | None]] = []
+        with translated():
             rows = self._open_connection().execute(
-                _READ, (after_id, below_id, encoded(stream[0]), int(stream[1]), limit)
+                _READ, (after_id, below_id, encoded(stream[0]), int(stream[1]))
             )
-            return [(row[0], unpack(row)) for row in rows]
+            try:
+                for fields in rows:
+                    if len(found) >= limit or most_bytes <= 0:
+                        return found, False
+                    row = unpack(fields)
+                    found.append((fields[0], row))
+                    most_bytes -= 0 if row is None else len(row.record.payload)
+            finally:
+                rows.close()  # an open one keeps the log from being cut
+        return found, True
+
+    def prove(self) -> None:
+        """Write, within a transaction, a page as it is: fails where nothing can be written."""
+        with translated():
+            self._open_connection().execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def used_bytes(self) -> int:
         """Return what records and notes take on disk, beyond an empty database."""
-        with _translated():
+        with translated():
             pages = self._pragma("page_count") - self._pragma("freelist_count")
             return max(0, pages - EMPTY_PAGES) * PAGE_BYTES
 
     def clear(self) -> None:
         """Delete all records, whatever state their rows are in; within a transaction."""
-        with _translated():
+        with translated():
             self._open_connection().execute("DELETE FROM records")
 
     def cut_log(self) -> None:
         """Fold the log into the database and cut it to nothing."""
-        with _translated():
+        with translated():
             self._open_connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-    def survey(self, tick: Callable[[], None]) -> Survey:
-        """Return what is there; reads every page once and calls `tick` now and then."""
-        survey = Survey()
-        with _translated():
-            self._read_notes(survey)
-            last = self._one("SELECT max(id) FROM records")
-            survey.next_id = (last if isinstance(last, int) else 0) + 1
-            at: Any = self._one("SELECT min(id) FROM records")
-            while isinstance(at, int):
-                tick()
-                upto = (at // BLOCK_ROWS + 1) * BLOCK_ROWS
-                self._count_block(survey, at, upto)
-                at = self._one("SELECT id FROM records WHERE id>=? ORDER BY id LIMIT 1", upto)
-                if isinstance(at, int) and at < upto:
-                    raise SpoolDamagedError("its rows are out of order")
-        for stream, found in survey.streams.items():
-            found.highest_seq = self._highest_seq(stream, found)
-        return survey
+    def read_head(self) -> Survey:
+        """Return what is known at once of what is there; see `spool_survey`."""
+        with translated():
+            return read_head(self._open_connection())
 
-    def _read_notes(self, survey: Survey) -> None:
-        connection = self._open_connection()
-        for *fields, crc in connection.execute(
-            "SELECT stream, reason, from_seq, to_seq, crc FROM gaps"
-        ):
-            note = unpack_note(tuple(fields)) if crc == checksum(fields) else None
-            if note is None:
-                survey.is_intact = False
-            else:
-                survey.notes.append(note)
-        for stream, seq, crc in connection.execute("SELECT stream, seq, crc FROM floors"):
-            if crc == checksum((stream, seq)):
-                survey.floors[decoded(stream)] = seq
-            else:
-                survey.is_intact = False
-
-    def _count_block(self, survey: Survey, from_id: int, below_id: int) -> None:
-        rows = self._open_connection().execute(
-            "SELECT stream, is_telemetry, count(*), total(length(payload) + length(topic))"
-            " FROM records WHERE id>=? AND id<? GROUP BY stream, is_telemetry",
-            (from_id, below_id),
-        )
-        for stream, is_telemetry, count, size in rows:
-            if not isinstance(stream, bytes) or is_telemetry not in (0, 1):
-                continue  # damaged; nothing can be said of it but by what is missing around it
-            try:
-                key = (decoded(stream), bool(is_telemetry))
-            except UnicodeDecodeError:
-                continue
-            found = survey.streams.setdefault(key, Found())
-            found.count += count
-            found.bytes += int(size) + count * RECORD_OVERHEAD_BYTES
-            found.blocks.append(from_id // BLOCK_ROWS)
-
-    def _highest_seq(self, stream: tuple[str, bool], found: Found) -> int:
-        for block in reversed(found.blocks):
-            rows = self.read(stream, block * BLOCK_ROWS - 1, (block + 1) * BLOCK_ROWS, BLOCK_ROWS)
-            seqs = [row.record.seq for _, row in rows if row is not None]
-            if seqs:
-                return max(seqs)
-        return 0
+    def count_rows(self, survey: Survey) -> Iterator[None]:
+        """Count the rows below `survey.next_id` in steps; reads every page once."""
+        with translated():
+            yield from count_rows(self._open_connection(), survey)
 
     def _open_connection(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -356,18 +304,3 @@ class Spool:
 
     def _pragma(self, name: str) -> int:
         return int(self._one(f"PRAGMA {name}"))
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn what sqlite3 and the file system raise into the two kinds that matter."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if any(word in str(error) for word in _DAMAGED_WORDS):
-            raise SpoolDamagedError(str(error)) from error
-        raise SpoolUnavailableError(str(error)) from error
-    except sqlite3.Error as error:
-        raise SpoolDamagedError(str(error) or repr(error)) from error
-    except OSError as error:
-        raise SpoolUnavailableError(error.strerror or str(error)) from error

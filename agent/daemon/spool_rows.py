@@ -18,6 +18,7 @@ PAGE_BYTES = 4096
 # What a row takes beside payload, topic and stream: header, numbers, checksum, cell pointer and
 # its share of the page's header; 60 measured.
 ROW_OVERHEAD_BYTES = 64
+COLUMNS = "id, stream, is_telemetry, seq, skipped, topic, boot, clock_offset_s, crc, payload"
 _REASONS: dict[object, GapReason] = {name.encode(): name for name in get_args(GapReason)}
 
 

@@ -18,6 +18,7 @@ CAPTURE_STUCK_S = 25.0
 CAPTURE_STUCK_MOST_S = 1800.0
 # Opening an accelerator and the first run on it; 2.75 s on a Coral (edgetpu#522).
 OPEN_STUCK_S = 30.0
+MOST_DOUBLINGS = 10  # beyond CAPTURE_STUCK_MOST_S, and no overflow after weeks
 CAPTURE = "capture."  # and the camera's name
 
 
@@ -36,14 +37,18 @@ class StageLimits:
         """A camera gives frames."""
         self._hangs.pop(camera, None)
 
-    def stuck(self, ages_s: Mapping[str, float]) -> str | None:
-        """Say which stage is stuck, of those whose last tick was so long ago; None: none is."""
+    def stuck(self, ages_s: Mapping[str, float], *, but_cameras: bool = False) -> str | None:
+        """Return the stage that is stuck, of those whose last tick was so long ago; None: none is.
+
+        `but_cameras`: a camera that hangs is no reason, as another worker would hang, too.
+        """
         for stage, age_s in ages_s.items():
-            if age_s > self._limit_s(stage):
-                if stage.startswith(CAPTURE):
-                    camera = stage.removeprefix(CAPTURE)
-                    self._hangs[camera] = self._hangs.get(camera, 0) + 1
-                return f"stage {stage} stuck for {age_s:.0f} s; worker replaced"
+            if age_s <= self._limit_s(stage) or (but_cameras and stage.startswith(CAPTURE)):
+                continue
+            if stage.startswith(CAPTURE):
+                camera = stage.removeprefix(CAPTURE)
+                self._hangs[camera] = self._hangs.get(camera, 0) + 1
+            return stage
         return None
 
     def _limit_s(self, stage: str) -> float:
@@ -52,4 +57,4 @@ class StageLimits:
         if not stage.startswith(CAPTURE):
             return self._stuck_s
         hangs = self._hangs.get(stage.removeprefix(CAPTURE), 0)
-        return min(CAPTURE_STUCK_MOST_S, CAPTURE_STUCK_S * 2.0**hangs)
+        return min(CAPTURE_STUCK_MOST_S, CAPTURE_STUCK_S * 2.0 ** min(hangs, MOST_DOUBLINGS))

@@ -24,16 +24,16 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
 from agent.daemon.backoff_memory import MOST_FAILURES, BackoffMemory
 from agent.daemon.failover import Failover
 from agent.daemon.killed import KilledProcesses
-from agent.daemon.listener import Listener
+from agent.daemon.listener import Listener, Probe
 from agent.daemon.memory_limit import WorkerMemory
-from agent.daemon.stage_limits import StageLimits
+from agent.daemon.stage_limits import CAPTURE, StageLimits
 from agent.daemon.stream_progress import StreamProgress
 from agent.daemon.worker_run import WorkerRun, spawn_worker
 from agent.link import (
@@ -68,20 +68,12 @@ BACKOFF_MOST_S = 60.0
 STABLE_S = 10.0
 # Messages handled in one go before timers get their turn.
 BATCH = 256
+# Workers that cannot be killed, beyond which a camera that hangs costs no further one.
+MOST_ABANDONED = 3
 # How soon a process that is ending is looked at again.
 ENDING_LOOK_S = 0.02
 # Killed workers have this long, together, at the program's end; see `KilledProcesses`.
 GONE_AT_STOP_WITHIN_S = 0.5
-
-
-class Probe(Protocol):
-    """A process that tries the accelerator."""
-
-    def poll(self) -> str | None:
-        """Return why it does not work, empty when it does, None while that is being tried."""
-
-    def end(self) -> list[subprocess.Popen[bytes]]:
-        """Stop trying, without waiting; return the processes that are to be killed."""
 
 
 State = Literal["starting", "running", "backing_off"]
@@ -204,8 +196,7 @@ class Supervisor:
                 self.listener.on_beat(message)
                 if message.invoke_p99_s is not None:
                     self._stages.note_invoke(message.invoke_p99_s)
-                if stuck := self._stages.stuck(message.stage_age_s):
-                    self._down("worker", stuck, is_hang=True)
+                self._check_stages(message.stage_age_s)
             case Ready():
                 self.state = "running"
                 self._stages.note_invoke(message.first_invoke_s)
@@ -221,10 +212,26 @@ class Supervisor:
                 self.listener.on_learned(message)
             case CameraChange():
                 if message.state in ("online", "frozen"):
-                    self._stages.note_online(message.camera)
+                    self._note_online(run, message.camera)
                 self.listener.on_camera(message)
             case Failed():
                 run.failure = message
+
+    def _check_stages(self, ages_s: Mapping[str, float]) -> None:
+        # Workers that a camera's driver keeps from ending cannot be collected without end.
+        has_left_many = len(self._killed.pids) >= MOST_ABANDONED
+        stage = self._stages.stuck(ages_s, but_cameras=has_left_many)
+        if stage is not None:
+            reason = f"stage {stage} stuck for {ages_s[stage]:.0f} s; worker replaced"
+            is_camera = stage.startswith(CAPTURE)
+            self._down("worker", reason, is_hang=True, clears_accelerator=is_camera)
+
+    def _note_online(self, run: WorkerRun, camera: str) -> None:
+        self._stages.note_online(camera)
+        if camera not in run.cameras_seen:
+            run.cameras_seen.add(camera)
+            if self.memory is not None:  # its frames take memory from now on
+                self.memory.warm_up(run.process.pid)
 
     def check(self) -> float:
         """Do what is due; return the seconds until something may be due again."""
@@ -248,7 +255,7 @@ class Supervisor:
         if self._run is run and self.memory is not None:
             excess = self.memory.excess(run.process.pid, run.ready_at)
             if excess is not None:
-                self._down("worker", excess)
+                self._down("worker", excess, clears_accelerator=True)
         return 0.25
 
     def _check_restart(self) -> float:
@@ -305,12 +312,18 @@ class Supervisor:
         if self.memory is not None:
             self.memory.forget(run.process.pid)
 
-    def _down(self, code: str, reason: str, *, is_hang: bool = False) -> None:
-        """Bury the worker, and have the next one start in due time."""
+    def _down(
+        self, code: str, reason: str, *, is_hang: bool = False, clears_accelerator: bool = False
+    ) -> None:
+        """Bury the worker, and have the next one start in due time.
+
+        `clears_accelerator`: it was a camera's driver, or a leak.
+        """
         run = self._run
         assert run is not None
         rests_now = False
-        if code != "model" or run.failure is None:  # a refused model says nothing of accelerators
+        is_refused = code == "model" and run.failure is not None  # says nothing of it, either
+        if not (is_refused or clears_accelerator):
             rests_now = self.failover.on_death(
                 reason, self.clock(), was_ready=self.state == "running", is_hang=is_hang
             )

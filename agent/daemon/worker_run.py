@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import agent
@@ -46,6 +46,7 @@ class WorkerRun:
     failure: Failed | None = None
     has_progressed: bool = False
     ready_at: float | None = None
+    cameras_seen: set[str] = field(default_factory=set)  # that have come online
     replaced_by: float | None = None  # when it is killed if it has not ended as asked
 
     link_ended_at: float | None = None  # when its end was read

@@ -10,7 +10,7 @@ from agent.doctor.check import Check, State, ok, warn, worst
 from agent.sensors.commands import ask
 
 UNIT = "edge-agent.service"
-PROPERTIES = "LoadState,ActiveState,UnitFileState,User,NRestarts,NeedDaemonReload"
+PROPERTIES = "LoadState,ActiveState,SubState,UnitFileState,User,NRestarts,NeedDaemonReload"
 RESTARTS_MANY = 10
 
 
@@ -43,6 +43,9 @@ def _judge(facts: dict[str, str], user: str) -> Check:
         faults.append(("warn", message, f"sudo systemctl enable {UNIT}"))
     if state == "failed":
         message = f"{UNIT} has failed"
+        faults.append(("warn", message, f"`journalctl -u {UNIT} -n 50` says why"))
+    if facts.get("SubState") == "auto-restart":
+        message = f"{UNIT} has ended and is started again and again"
         faults.append(("warn", message, f"`journalctl -u {UNIT} -n 50` says why"))
     restarts = facts.get("NRestarts", "")
     if restarts.isdecimal() and int(restarts) >= RESTARTS_MANY:

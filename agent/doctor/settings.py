@@ -11,7 +11,7 @@ from pathlib import Path
 from agent.config import DEFAULT_CONFIG_PATH, Config
 from agent.config_file import load_config
 from agent.doctor.check import Check, State, fail, ok, warn, worst
-from agent.errors import ConfigError
+from agent.errors import ConfigError, UnavailableError
 from agent.redaction import redact
 
 
@@ -23,7 +23,7 @@ def check_config(path: Path | None) -> tuple[Config | None, Check]:
     path = path or DEFAULT_CONFIG_PATH
     try:
         config, warnings = load_config(path)
-    except ConfigError as error:
+    except (ConfigError, UnavailableError) as error:
         remedy = f"correct {path}; everything else is checked once it can be read"
         return None, fail("config", str(error), remedy)
     if warnings:

@@ -39,6 +39,9 @@ REOPEN_MOST_S = 30.0
 # before they can be asked, so that a camera is known for lost within five seconds.
 SILENCE_S = 4.0
 SILENCE_FRAMES = 3
+# The first frame after opening may take longer: cameras set up their sensor, streams wait for a key
+# frame. As `edge-agent check` waits for it.
+FIRST_FRAME_S = 12.0
 # More than a source's own waits come too late; then it hangs. Looked at twice a second.
 HANG_GRACE_S = 0.4
 # A source that worked this long has earned a quick first retry again.
@@ -210,7 +213,7 @@ class Capture:
         is_held_back = rate_hz > 0 and not camera.live
         next_due = time.monotonic()
         lead_s = 0.0
-        is_shown = False
+        is_shown = has_come = False
         self._watch.begin(next_due)
         while True:
             if is_held_back:
@@ -218,14 +221,14 @@ class Capture:
                 # frame before needs the processor for its inference.
                 self._sleep(next_due - lead_s - time.monotonic())
             started = time.monotonic()
-            pixels = self._next_frame(camera)
+            pixels = self._next_frame(camera, is_first=not has_come)
             if pixels is None:
                 return
             now = time.monotonic()
             lead_s = 2 * (now - started)
             is_shown &= not self._is_said_silent
             self._show(camera, pixels, now, is_shown=is_shown)
-            is_shown = True
+            is_shown = has_come = True
             if is_held_back:
                 # Files are held back to the rate; a clip that fell behind is not hurried.
                 self._sleep(next_due - now)
@@ -253,12 +256,14 @@ class Capture:
             self._buffers.give_back(pixels)
             raise _FrozenPicture
 
-    def _next_frame(self, camera: Camera) -> U8Image | None:
+    def _next_frame(self, camera: Camera, *, is_first: bool) -> U8Image | None:
         """Return the camera's next frame, None when it is time to stop."""
         # What a camera says of itself comes first: a slower rate that is only wanted of it must
         # not hide its loss.
         rate_hz = camera.rate_hz or self.config.fps
         limit_s = max(SILENCE_S, SILENCE_FRAMES / rate_hz) if rate_hz else SILENCE_S
+        if is_first:
+            limit_s = max(limit_s, FIRST_FRAME_S)
         asked_at = time.monotonic()
         self._asked = (asked_at, limit_s) if camera.live else None
         try:

@@ -1,7 +1,7 @@
 # Puts a version into service: tried first while `current` still names the old one.
 # Needs environment.sh and places.sh; reads $watch_s of `install`.
 #
-#   trial unit in /run names the new version ─▶ restart ─▶ ready, and up for $watch_s?
+#   trial unit in /run names the new version ─▶ restart ─▶ ready, up for $watch_s, models run?
 #       yes: unit and `current` are switched, trial unit removed; the process just runs on
 #       no:  trial unit removed ─▶ restart: the old version
 #
@@ -12,6 +12,8 @@
 # TimeoutStartSec=90 and TimeoutStopSec=15 of the unit, and some time for systemd.
 start_limit_s=120
 poll_s=0.5
+# Models may take so many times $watch_s: 5 minutes.
+models_share=15
 
 trying=
 
@@ -38,17 +40,20 @@ switch_to() {
 
 # try_version NAME: true when it runs; false, with $why, when the old one was put back.
 try_version() {
+    local ran=false
     trying=$1
+    read_unit
+    ! runs_a_model || ran=true
     ctl stop "$guard.timer" 2>/dev/null || true
     systemd-run --quiet --collect --unit="$guard" --timer-property=AccuracySec=1s \
-        --on-active="$((start_limit_s + watch_s + 60))" /bin/sh -c \
+        --on-active="$((start_limit_s + watch_s + models_share * watch_s + 60))" /bin/sh -c \
         "rm -f $trial_unit && systemctl daemon-reload && systemctl restart $unit" 9>&- ||
         die "systemd-run cannot start a timer; $(goes_on)"
     sed "s|$current/|$versions/$1/|g" "$versions/$1/$unit" >"$trial_unit.new"
     mv "$trial_unit.new" "$trial_unit"
     ctl daemon-reload
     say "trying version $1: it must become ready and stay up for $watch_s s"
-    if stays_up; then
+    if stays_up && { ! $ran || has_models; }; then
         [ -e "$trial_unit" ] && return 0
         why="the trial took too long"
     fi
@@ -115,17 +120,41 @@ stays_up() {
     done
 }
 
-# Sets $unit_state, $unit_substate and $unit_run.
+# The daemon is ready without its models as well, so that a board can be reached whatever they do:
+# one whose models ran before must run them again, or it is worse off than it was. They are measured
+# on the first start of a new runtime, which takes minutes on a slow board.
+has_models() {
+    local polls=0 run=$unit_run
+    while [ "$polls" -le $((2 * models_share * watch_s)) ]; do
+        read_unit
+        [ "$unit_run" = "$run" ] || break
+        ! runs_a_model || return 0
+        sleep "$poll_s"
+        polls=$((polls + 1))
+    done
+    why="its models do not run, and those of the version in use did"
+    return 1
+}
+
+# What the daemon says of itself: agent/daemon/report.py, Report.summary.
+runs_a_model() {
+    case $unit_says in
+        '' | *"no model runs"*) return 1 ;;
+    esac
+}
+
+# Sets $unit_state, $unit_substate, $unit_run and $unit_says.
 read_unit() {
     local key value
-    unit_state='' unit_substate='' unit_run=''
+    unit_state='' unit_substate='' unit_run='' unit_says=''
     while IFS='=' read -r key value; do
         case $key in
             ActiveState) unit_state=$value ;;
             SubState) unit_substate=$value ;;
             InvocationID) unit_run=$value ;;
+            StatusText) unit_says=$value ;;
         esac
-    done < <(ctl show "$unit" -p ActiveState -p SubState -p InvocationID)
+    done < <(ctl show "$unit" -p ActiveState -p SubState -p InvocationID -p StatusText)
 }
 
 is_up() {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.daemon.numbering import write_durably
 from agent.daemon.outbox import GapNote, Outbox, Record
 
 STREAMS = ("camera/door/detections", "camera/yard/detections")
@@ -44,17 +46,22 @@ class Bench:
         self.max_bytes = max_bytes
         self.arguments = arguments
         self.now = 1000.0
+        self.step_s = 0.0  # how far the clock goes on whenever it is read
         self.outbox = self._start()
 
     def _start(self) -> Outbox:
         outbox = Outbox(
-            self.max_bytes, folder=self.folder, clock=lambda: self.now, **self.arguments  # type: ignore[arg-type]
+            self.max_bytes, folder=self.folder, clock=self._clock, **self.arguments  # type: ignore[arg-type]
         )  # fmt: skip
         self.disk = outbox._disk
         assert self.disk
         self.disk.wait_for_turn = lambda timeout_s: self.disk._turn()  # type: ignore[method-assign]
         self.disk._turn()
         return outbox
+
+    def _clock(self) -> float:
+        self.now += self.step_s
+        return self.now
 
     def turn(self, seconds: float = 0.5) -> None:
         """Let time pass and the disk thread look once."""
@@ -111,3 +118,39 @@ class Bench:
         for note in notes:
             self.outbox.gap_told(note)
         return [(note.from_seq, note.to_seq, note.reason) for note in notes]
+
+
+class FaultyDisk:
+    """Lets the first `good` calls through and fails those after it, until told otherwise."""
+
+    def __init__(
+        self, failure: Exception, good: int = 1 << 30, *, for_calls: int = 1 << 30
+    ) -> None:
+        self.failure, self.good, self.for_calls = failure, good, for_calls
+        self.calls = 0
+
+    def check(self) -> None:
+        self.calls += 1
+        if self.good < self.calls <= self.good + self.for_calls:
+            raise self.failure
+
+    def connect(self, path: Path, **arguments: object) -> sqlite3.Connection:
+        self.check()
+        disk = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *arguments: object) -> sqlite3.Cursor:
+                # A rollback is sqlite's own when a statement failed for the disk.
+                if sql != "ROLLBACK":
+                    disk.check()
+                return super().execute(sql, *arguments)  # type: ignore[arg-type]
+
+            def executemany(self, sql: str, *arguments: object) -> sqlite3.Cursor:
+                disk.check()
+                return super().executemany(sql, *arguments)  # type: ignore[arg-type]
+
+        return sqlite3.connect(path, factory=Connection, **arguments)  # type: ignore[call-overload]
+
+    def write_file(self, path: Path, content: bytes) -> None:
+        self.check()
+        write_durably(path, content)

@@ -19,9 +19,10 @@ class Board:
     def __init__(self, folder):
         self.path = folder / "state" / "backoff.json"
         self.at = 1_800_000_000.0
+        self.boot = "first"
 
     def daemon(self):
-        return BackoffMemory(self.path, wall_clock=lambda: self.at)
+        return BackoffMemory(self.path, wall_clock=lambda: self.at, boot=self.boot)
 
 
 @pytest.fixture
@@ -130,6 +131,15 @@ def test_a_crash_loop_is_slowed_down_and_a_power_cut_is_none(board):
         waits.append(board.daemon().begin(10))
         board.at += 30
     assert waits == [0, 0, 10, 20, 40, 80, 160, 300, 300, 300]
+
+
+def test_a_board_whose_power_is_cut_again_and_again_works_in_between(board):
+    waits = []
+    for boot in range(10):
+        board.boot = f"{boot}"
+        waits.append(board.daemon().begin(10))
+        board.at += 210
+    assert waits == [0, 0, *[10] * 8]
 
 
 def test_an_end_in_order_or_a_long_run_is_no_crash(board):

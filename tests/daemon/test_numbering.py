@@ -58,6 +58,27 @@ def test_what_the_database_knows_beyond_the_file_is_not_given_again(path):
     assert loaded(path).begin(STREAM, 123) == 124
 
 
+def test_a_stream_that_begins_before_the_file_is_read_never_falls_behind_it(path):
+    earlier = loaded(path)
+    earlier.begin(STREAM, 50_000)
+    earlier.save(earlier.to_save())
+    late = Numbering(path, wall_clock=lambda: 1_800_000_000.0)
+    assert late.begin(STREAM, 0) == 1_800_000_000_000
+    late.load()
+    late.save(late.to_save())
+    assert loaded(path).begin(STREAM, 0) > 1_800_000_000_000
+
+
+def test_a_stream_that_began_with_a_clock_that_was_behind_goes_on_behind_the_file(path):
+    earlier = loaded(path)
+    earlier.begin(STREAM, 50_000)
+    earlier.save(earlier.to_save())
+    late = Numbering(path, wall_clock=lambda: 1.0)
+    late.begin(STREAM, 0)
+    late.load()
+    assert late.to_save()[STREAM].end == 50_000 + 2 * BLOCK
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_a_damaged_file_is_set_aside_and_its_copy_used(path, seed):
     dice = random.Random(seed)

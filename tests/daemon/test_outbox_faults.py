@@ -9,50 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from outbox_bench import STREAMS, Bench, is_genuine, named, record
+from outbox_bench import STREAMS, Bench, FaultyDisk, is_genuine, named
 
-from agent.daemon.numbering import write_durably
 from agent.daemon.outbox import Outbox
-
-
-class FaultyDisk:
-    """Lets the first `good` calls through and fails those after it, until told otherwise."""
-
-    def __init__(
-        self, failure: Exception, good: int = 1 << 30, *, for_calls: int = 1 << 30
-    ) -> None:
-        self.failure, self.good, self.for_calls = failure, good, for_calls
-        self.calls = 0
-
-    def check(self) -> None:
-        self.calls += 1
-        if self.good < self.calls <= self.good + self.for_calls:
-            raise self.failure
-
-    def connect(self, path: Path, **arguments: object) -> sqlite3.Connection:
-        self.check()
-        disk = self
-
-        class Connection(sqlite3.Connection):
-            def execute(self, sql: str, *arguments: object) -> sqlite3.Cursor:
-                # A rollback is sqlite's own when a statement failed for the disk.
-                if sql != "ROLLBACK":
-                    disk.check()
-                return super().execute(sql, *arguments)  # type: ignore[arg-type]
-
-            def executemany(self, sql: str, *arguments: object) -> sqlite3.Cursor:
-                disk.check()
-                return super().executemany(sql, *arguments)  # type: ignore[arg-type]
-
-        return sqlite3.connect(path, factory=Connection, **arguments)  # type: ignore[call-overload]
-
-    def write_file(self, path: Path, content: bytes) -> None:
-        self.check()
-        write_durably(path, content)
 
 
 def failures() -> list[Exception]:
@@ -351,81 +314,3 @@ def test_kill_9_loses_at_most_the_last_second(tmp_path):
     assert order == sorted(got)
     assert old - got == set()
     assert every - got <= named_missing
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def test_a_really_full_disk_and_what_happens_when_there_is_room_again(small_disk):
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(200_000))
-    bench = Bench(small_disk)
-    first = bench.outbox.first_seq(STREAMS[0])
-    for seq in range(first, first + 2000):
-        bench.put(seq, size=400)
-        if seq % 20 == 0:
-            bench.outbox.set_online(False)
-            bench.turn(31)
-    assert "full" in (bench.outbox.alarm or "")
-    assert bench.outbox.waiting == 2000
-    ahead = [entry.seq for _, entry in bench.outbox.take(5)]
-    assert ahead == list(range(first, first + 5))
-    bench.outbox.requeue_in_flight()
-    ballast.unlink()
-    for _ in range(3):
-        bench.turn(31)
-    taken = [entry.seq for entry in bench.drain()]
-    assert taken == list(range(first, first + 2000))
-    bench.turn(31)
-    assert bench.outbox.alarm is None
-    assert bench.notes() == []
-    bench.reopen()
-    assert (bench.outbox.waiting, bench.notes()) == (0, [])
-    bench.close()
-
-
-def test_a_disk_that_turns_read_only_still_gives_what_it_holds(small_disk):
-    bench = Bench(small_disk)
-    bench.spill(*range(1, 401), size=300)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=False)
-    if os.access(small_disk, os.W_OK):
-        # An open file for writing keeps tmpfs from it, as it does other file systems.
-        bench.disk._spool.close()
-        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    bench.put(401)
-    bench.turn(31)
-    assert bench.outbox.alarm
-    assert bench.outbox.waiting == 401
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    bench.turn(31)
-    assert [entry.seq for entry in bench.drain()] == list(range(1, 402))
-    bench.turn(31)
-    assert bench.outbox.alarm is None
-    bench.close()
-
-
-def test_a_disk_that_hangs_holds_nobody_up(tmp_path):
-    class Hung(FaultyDisk):
-        def check(self) -> None:
-            time.sleep(1.0)
-
-    disk = Hung(OSError())
-    began = time.monotonic()
-    outbox = Outbox(1 << 20, folder=tmp_path, connect=disk.connect, write_file=disk.write_file)
-    outbox.open()
-    outbox.set_online(False)
-    outbox.put(record(1))
-    assert [entry.seq for _, entry in outbox.take(1)] == [1]
-    assert outbox.close(0.1) == 1
-    assert time.monotonic() - began < 10

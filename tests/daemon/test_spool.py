@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from outbox_bench import STREAMS, TELEMETRY, record
 
 from agent.daemon.outbox_records import ClockMark, GapNote, Record
-from agent.daemon.spool import BLOCK_ROWS, Spool, SpoolDamagedError, SpoolUnavailableError
+from agent.daemon.spool import Spool
 from agent.daemon.spool_rows import Row, pack, unpack
+from agent.daemon.spool_survey import BLOCK_ROWS, Survey
+from agent.daemon.spool_trouble import SpoolDamagedError, SpoolUnavailableError
 
 NOTE = GapNote(stream=STREAMS[0], from_seq=3, to_seq=9, reason="queue_full")
 
@@ -28,6 +30,14 @@ def spool(tmp_path: Path):
 def insert(spool: Spool, *rows: Row) -> None:
     with spool.transaction():
         spool.insert(rows)
+
+
+def surveyed(spool: Spool) -> Survey:
+    survey = spool.read_head()
+    assert not survey.streams
+    for _ in spool.count_rows(survey):
+        pass
+    return survey
 
 
 texts = st.text(max_size=30)
@@ -65,13 +75,13 @@ def test_everything_is_found_again_after_closing(tmp_path, spool):
     spool.close()
     again = Spool(spool.path)
     again.open()
-    survey = again.survey(lambda: None)
+    survey = surveyed(again)
     assert survey.notes == [NOTE]
     assert survey.floors == {STREAMS[0]: 2}
     assert (survey.next_id, survey.is_intact) == (11, True)
     [(key, found)] = survey.streams.items()
     assert (found.count, found.highest_seq, found.blocks) == (10, 10, [0])
-    assert [row for _, row in again.read(key, 0, 100, 100)] == rows
+    assert [row for _, row in again.read(key, 0, 100, 100, 1 << 20)[0]] == rows
     again.close()
 
 
@@ -81,7 +91,7 @@ def test_a_sparse_stream_is_found_by_its_blocks(spool):
         spool,
         *(Row(one, record(one, stream=STREAMS[one in sparse])) for one in range(1, BLOCK_ROWS * 4)),
     )
-    found = spool.survey(lambda: None).streams[STREAMS[1], False]
+    found = surveyed(spool).streams[STREAMS[1], False]
     assert (found.count, found.blocks) == (2, [0, 3])
     assert found.highest_seq == max(sparse)
 
@@ -90,7 +100,7 @@ def test_a_transaction_that_fails_leaves_nothing(spool):
     row = Row(1, record(1))
     with pytest.raises(SpoolDamagedError, match="UNIQUE"):
         insert(spool, row, row)
-    assert spool.survey(lambda: None).streams == {}
+    assert surveyed(spool).streams == {}
 
 
 def test_a_fault_of_ours_is_not_taken_for_damage(spool):
@@ -103,10 +113,10 @@ def test_notes_grow_and_go(spool):
     for note in (NOTE, grown):
         with spool.transaction():
             spool.save_notes([note], [])
-    assert spool.survey(lambda: None).notes == [grown]
+    assert surveyed(spool).notes == [grown]
     with spool.transaction():
         spool.save_notes([], [grown.key])
-    assert spool.survey(lambda: None).notes == []
+    assert surveyed(spool).notes == []
 
 
 def test_room_is_free_again_after_deleting(spool):
@@ -142,3 +152,59 @@ def test_a_database_set_aside_takes_no_log_along_and_replaces_an_older_one(tmp_p
         assert spool.set_aside() == tmp_path / "outbox.db.damaged-1"
         assert not spool.exists
     assert [one.name for one in tmp_path.iterdir()] == ["outbox.db.damaged-1"]
+
+
+def test_of_large_rows_no_more_are_read_than_there_is_room_for(spool):
+    insert(spool, *(Row(one, record(one, size=10_000)) for one in range(1, 101)))
+    rows, is_all = spool.read((STREAMS[0], False), 0, 1024, 125, 25_000)
+    assert ([row_id for row_id, _ in rows], is_all) == ([1, 2, 3], False)
+    rows, is_all = spool.read((STREAMS[0], False), 97, 1024, 125, 1 << 20)
+    assert ([row_id for row_id, _ in rows], is_all) == ([98, 99, 100], True)
+
+
+def test_the_highest_number_is_that_of_the_last_whole_row(spool):
+    insert(spool, *(Row(one, record(one)) for one in range(1, 11)))
+    with spool.transaction():
+        spool._open_connection().execute("UPDATE records SET payload=x'00' WHERE id>8")
+    assert surveyed(spool).streams[STREAMS[0], False].highest_seq == 8
+
+
+def test_rows_saved_since_the_survey_began_are_not_counted(spool):
+    insert(spool, *(Row(one, record(one)) for one in range(1, BLOCK_ROWS * 2)))
+    survey = spool.read_head()
+    steps = spool.count_rows(survey)
+    next(steps)
+    insert(spool, Row(survey.next_id, record(99_999)))
+    assert sum(1 for _ in steps) > 0
+    found = survey.streams[STREAMS[0], False]
+    assert (found.count, found.highest_seq) == (BLOCK_ROWS * 2 - 1, BLOCK_ROWS * 2 - 1)
+
+
+@pytest.mark.parametrize("row_id", [2**53, 2**63 - 500, 2**63 - 1])
+def test_an_impossible_id_is_damage(spool, row_id):
+    insert(spool, Row(row_id, record(1)))
+    with pytest.raises(SpoolDamagedError, match="impossible id"):
+        spool.read_head()
+    with pytest.raises(SpoolDamagedError, match="impossible"):
+        insert(spool, Row(2**63, record(2)))
+
+
+def test_a_write_that_proves_the_disk_reaches_it(spool):
+    insert(spool, Row(1, record(1)))
+    log = spool.path.with_name("outbox.db-wal")
+    spool.cut_log()
+    assert log.stat().st_size == 0
+    with spool.transaction():
+        spool.prove()
+    assert log.stat().st_size > 0
+
+
+def test_what_was_set_aside_is_measured_and_goes(tmp_path):
+    spool = Spool(tmp_path / "outbox.db")
+    assert spool.aside_bytes == 0
+    for content in (b"1" * 5000, b"2" * 7000):
+        spool.path.write_bytes(content)
+        spool.set_aside()
+    assert spool.aside_bytes == 7000
+    spool.drop_aside()
+    assert (spool.aside_bytes, list(tmp_path.iterdir())) == (0, [])

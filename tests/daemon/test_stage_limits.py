@@ -18,7 +18,20 @@ from agent.daemon.stage_limits import (
 def test_limits(stage, limit_s):
     limits = StageLimits()
     assert limits.stuck({stage: limit_s, "other": 0.0}) is None
-    assert f"stage {stage} stuck" in limits.stuck({stage: limit_s + 1})
+    assert limits.stuck({stage: limit_s + 1}) == stage
+
+
+def test_where_another_worker_would_hang_too_a_camera_is_no_reason():
+    limits = StageLimits()
+    ages_s = {"capture.a": 1e6, "inference": STAGE_STUCK_S + 1}
+    assert limits.stuck(ages_s, but_cameras=True) == "inference"
+    assert limits.stuck({"capture.a": 1e6}, but_cameras=True) is None
+
+
+def test_a_camera_may_hang_for_years():
+    limits = StageLimits()
+    for _ in range(2000):
+        assert limits.stuck({"capture.a": CAPTURE_STUCK_MOST_S + 1}) == "capture.a"
 
 
 def test_a_camera_that_hangs_costs_the_others_less_and_less():

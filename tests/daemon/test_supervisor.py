@@ -345,6 +345,30 @@ def test_a_stage_that_stops_ticking(rig, stage, age_s, is_stuck):
         assert rig.processes[-1].wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(("stage", "is_avoided"), [("inference", True), ("capture.a", False)])
+def test_a_camera_that_hangs_is_no_fault_of_the_accelerator(rig, stage, is_avoided):
+    rig.start()
+    rig.say(structs.replace(READY, is_accelerated=True), result(1, 1), beat(**{stage: 26.0}))
+    rig.next_worker()
+    assert bool(rig.avoided[-1]) == is_avoided
+
+
+def test_workers_that_cannot_be_killed_are_not_collected_without_end(rig):
+    rig.popen = Unkillable
+    rig.start()
+    age_s = 26.0
+    for _ in range(8):
+        rig.say(READY, beat(**{"capture.a": age_s}))
+        rig.now += killed.GONE_WITHIN_S + 0.1
+        rig.supervisor.check()
+        rig.now += 2.0  # the back-off is over
+        rig.supervisor.check()
+        age_s *= 2.1
+    assert len(rig.starts) == module.MOST_ABANDONED + 1
+    rig.say(READY, beat(inference=1e5))
+    assert "stage inference stuck" in rig.heard.downs[-1][1]
+
+
 def test_a_slow_model_is_not_a_hung_one(rig):
     rig.start()
     rig.say(structs.replace(READY, first_invoke_s=3.0), beat(inference=40.0))

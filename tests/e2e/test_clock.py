@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from brokers import mosquitto
-from harness import Agent, Subscriber, config_text
+from harness import DEVICE, Agent, Subscriber, config_text
 from wall_clock import WallClock
 
 YEAR_S = 31_557_600
@@ -108,6 +108,8 @@ def test_nothing_times_out_when_the_clock_jumps(subscriber, clock, agent, shifts
     said = [m.json for m in subscriber.messages if m.topic.endswith("door/status")]
     assert {one["state"] for one in said[cameras_said:]} <= {"online"}, "the camera was given up"
     assert subscriber.last("/gap") is None
+    started_at = subscriber.last(f"{DEVICE}/status")["started_at"]
+    assert started_at == pytest.approx(began + shifts_years[-1] * YEAR_S, abs=300), "said again"
     intervals = [m.json["interval_s"] for m in subscriber.messages if m.topic.endswith("telemetry")]
     assert all(0 < interval < 5 for interval in intervals)
 

@@ -12,6 +12,7 @@ import throwaway
 from brokers import MOSQUITTO
 from throwaway import (
     DIES_SOON,
+    NO_MODEL,
     PROJECT,
     Root,
     install,
@@ -21,6 +22,13 @@ from throwaway import (
     serving,
 )
 from tls_site import Site, make_all, set_up
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep these tests in one of several workers: what they set up for all of them takes long."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("install"))
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +57,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_wheel(folder / "2", "2.0")
     make_wheel(folder / "3", "3.0")
     make_wheel(folder / "dies-soon", "4.1", run=DIES_SOON)
+    make_wheel(folder / "no-model", "4.4", run=NO_MODEL)
     make_wheel(folder / "strict", "4.2", check='print("mqtt.url is wrong"); return 78')
     make_wheel(folder / "crashes", "4.3", check="return 139")
     make_wheel(folder / "large", "5.0", mb=250)

@@ -118,6 +118,8 @@ def systemctl(arguments: list[str]) -> int:
     elif command == "show":
         state, substate = look()
         print(f"ActiveState={state}\nSubState={substate}\nInvocationID={recall('run')}")
+        says = READY.with_name("says")
+        print(f"StatusText={says.read_text() if READY.exists() and says.exists() else ''}")
     return 0
 
 

@@ -93,6 +93,7 @@ def test_an_upgrade_keeps_settings_and_the_version_before(booted):
         ("dies-soon", "it ended", True),
         ("strict", "cannot use /etc/edge-agent/agent.toml", False),
         ("crashes", "does not run here (code 139)", False),
+        ("no-model", "its models do not run", True),
     ],
 )
 def test_a_version_that_does_not_work_leaves_the_old_one_in_service(booted, which, reason, tried):

@@ -56,7 +56,11 @@ def main():
     return 0
 """
 # Says that it is ready, in place of sd_notify(3), and goes on.
-GOOD = '(run / "ready").write_text(VERSION); time.sleep(1000)'
+GOOD = (
+    '(run / "says").write_text("1 of 1 cameras online; m on cpu"); '
+    '(run / "ready").write_text(VERSION); time.sleep(1000)'
+)
+NO_MODEL = GOOD.replace("m on cpu", "no model runs")
 DIES_SOON = '(run / "ready").write_text(VERSION); time.sleep(0.3); return 1'
 
 

@@ -135,6 +135,7 @@ class StreamCamera:
     def __init__(self, url: str, capture: cv2.VideoCapture) -> None:
         self._shown = redact(url)
         self._capture = capture
+        self._had_frames = False
         self.rate_hz = _rate(capture)
 
     def read(self, buffer: U8Image | None) -> U8Image | None:
@@ -142,7 +143,13 @@ class StreamCamera:
         started = time.monotonic()
         frame = _read(self._capture, buffer)
         if frame is not None:
+            self._had_frames = True
             return frame
+        if not self._had_frames:
+            raise CameraError(
+                f"{self._shown}: no picture came within {time.monotonic() - started:.0f} s of"
+                " opening; give the stream more frequent key frames, if it is a live one"
+            )
         if time.monotonic() - started >= READ_TIMEOUT_MS / 1000:
             raise CameraError(f"{self._shown}: sent nothing for {READ_TIMEOUT_MS // 1000} s")
         raise CameraError(f"{self._shown}: the stream ended, or the connection was lost")
