@@ -26,20 +26,20 @@ from agent.config import CameraConfig, Config, device_id
 from agent.contract import topics
 from agent.contract.topics import Topics
 from agent.daemon import reload
-from agent.daemon.backoff_memory import BACKOFF_FILE, BackoffMemory
-from agent.daemon.choice_memory import ChoiceMemory
 from agent.daemon.clock_repair import ClockRepair
-from agent.daemon.failover import Failover
 from agent.daemon.instance import acquire
 from agent.daemon.liveness import Liveness, Watchdog
 from agent.daemon.main_loop import MainLoop, Outcome, Requests, requests_from_signals
-from agent.daemon.memory_limit import WorkerMemory, read_budget
 from agent.daemon.mqtt import MqttLink
 from agent.daemon.outbox import GapNote, Outbox, Record
-from agent.daemon.probing import AcceleratorProbes
 from agent.daemon.report import TELEMETRY_STREAM, EngineReport, Report, detections_stream
-from agent.daemon.supervisor import Supervisor, stop_all
 from agent.daemon.systemd import Notifier
+from agent.daemon.workers.backoff_memory import BACKOFF_FILE, BackoffMemory
+from agent.daemon.workers.choice_memory import ChoiceMemory
+from agent.daemon.workers.failover import Failover
+from agent.daemon.workers.memory_limit import WorkerMemory, read_budget
+from agent.daemon.workers.probing import AcceleratorProbes
+from agent.daemon.workers.supervisor import Supervisor, stop_all
 from agent.errors import AgentError
 from agent.link import Resume, Start
 

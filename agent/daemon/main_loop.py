@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from agent.daemon.backoff_memory import PROVEN_AFTER_S
 from agent.daemon.liveness import Watchdog
 from agent.daemon.mqtt import MqttLink
 from agent.daemon.reload import accept_signals
 from agent.daemon.report import Report
-from agent.daemon.supervisor import Supervisor
 from agent.daemon.systemd import Notifier
+from agent.daemon.workers.backoff_memory import PROVEN_AFTER_S
+from agent.daemon.workers.supervisor import Supervisor
 from agent.sensors.coral import find_corals
 
 log = logging.getLogger(__name__)

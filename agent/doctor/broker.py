@@ -27,8 +27,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.config import MqttConfig
-from agent.daemon.mqtt_dial import parse_address, read_password
-from agent.daemon.mqtt_tls import tls_context
+from agent.daemon.mqtt.dial import parse_address, read_password
+from agent.daemon.mqtt.tls import tls_context
 
 FAILURE = 0x80  # MQTT 5, 2.4: reason codes from here on are refusals
 KEEPALIVE_S = 30

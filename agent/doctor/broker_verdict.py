@@ -23,14 +23,14 @@ from agent.contract.payloads import (
     TensorStatistics,
     encode,
 )
-from agent.daemon.mqtt_connect import probe
+from agent.daemon.mqtt.connect import probe
 from agent.doctor.broker import FAILURE, Attempt, Limits, Trip, attempts_on, travel
 from agent.doctor.certificates import check_certificates, read_own, read_peer
 from agent.doctor.check import Check, State, fail, ok, worst
 from agent.errors import BrokerError
 
 BROKER_LIMIT_S = 10.0
-# As agent.daemon.mqtt_delivery has them in flight at most.
+# As agent.daemon.mqtt.delivery has them in flight at most.
 WINDOW = 20
 USUAL_HZ = 30.0  # of a camera whose rate is not limited
 PACKET_OVERHEAD = 256  # MQTT 5, 3.3: fixed header, topic, message id, properties

@@ -16,7 +16,7 @@ import msgspec
 
 from agent.choices import CHOICES_FILE
 from agent.config import DEFAULT_CONFIG_PATH, Config, ModelConfig
-from agent.daemon.mqtt_dial import parse_address
+from agent.daemon.mqtt.dial import parse_address
 from agent.doctor.accelerator import check_accelerator, check_runtime
 from agent.doctor.access import check_descriptors, check_permissions
 from agent.doctor.board import check_memory, examine_board

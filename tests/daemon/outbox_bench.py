@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.daemon.numbering import write_durably
 from agent.daemon.outbox import GapNote, Outbox, Record
+from agent.daemon.outbox.numbering import write_durably
 
 STREAMS = ("camera/door/detections", "camera/yard/detections")
 TELEMETRY = "telemetry"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.daemon import backoff_memory as module
-from agent.daemon.backoff_memory import BackoffMemory
+from agent.daemon.workers import backoff_memory as module
+from agent.daemon.workers.backoff_memory import BackoffMemory
 
 
 class Board:

@@ -6,9 +6,9 @@ import msgspec
 
 from agent.choices import MAX_CHOICES, Candidate, Choice, add_choices, read_choices
 from agent.config import ModelConfig
-from agent.daemon import choice_memory, probing
-from agent.daemon.choice_memory import ChoiceMemory
-from agent.daemon.probing import AcceleratorProbe
+from agent.daemon.workers import choice_memory, probing
+from agent.daemon.workers.choice_memory import ChoiceMemory
+from agent.daemon.workers.probing import AcceleratorProbe
 from agent.link import Learned
 from agent.trial_words import TrialAnswer
 

@@ -4,7 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agent.daemon.failover import (
+from agent.daemon.main_loop import HOT_PLUG_LOOK_S, HotPlug
+from agent.daemon.workers.failover import (
     DEATHS_MOST,
     PROBE_FIRST_S,
     PROBE_MOST_S,
@@ -13,7 +14,6 @@ from agent.daemon.failover import (
     WITHIN_S,
     Failover,
 )
-from agent.daemon.main_loop import HOT_PLUG_LOOK_S, HotPlug
 
 
 def on_tpu(failover, now=0.0):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.daemon import instance
-from agent.daemon.worker_run import spawn_worker
+from agent.daemon.workers.worker_run import spawn_worker
 from agent.errors import EXIT_UNAVAILABLE, UnavailableError
 from agent.link import open_link
 

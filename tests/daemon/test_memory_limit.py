@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from agent.daemon.memory_limit import (
+from agent.daemon.processes import read_rss_bytes, read_state
+from agent.daemon.workers.memory_limit import (
     LOOK_EVERY_S,
     MIB,
     UNLIMITED_BYTES,
@@ -13,7 +14,6 @@ from agent.daemon.memory_limit import (
     WorkerMemory,
     read_budget,
 )
-from agent.daemon.processes import read_rss_bytes, read_state
 
 GIB = 1 << 30
 

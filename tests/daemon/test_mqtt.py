@@ -17,7 +17,7 @@ from watching import STREAM, eventually, record
 
 from agent.config import MqttConfig
 from agent.daemon.mqtt import MqttLink, probe
-from agent.daemon.mqtt_session import MAX_IN_FLIGHT
+from agent.daemon.mqtt.session import MAX_IN_FLIGHT
 from agent.daemon.outbox import Outbox
 
 AVAILABILITY = "edge/d/availability"
@@ -168,12 +168,12 @@ def test_a_broker_restart_mid_stream_loses_nothing_and_keeps_the_order(
 
 def test_the_last_of_several_reasons_is_logged_once_each(make_link, caplog):
     port = free_port()
-    with caplog.at_level(logging.INFO, logger="agent.daemon.mqtt"):
+    with caplog.at_level(logging.INFO, logger="agent.daemon.mqtt.link"):
         link = make_link(port)
         attempts = []
         link._rest, rest = lambda: (attempts.append(1), rest()), link._rest
         eventually(lambda: len(attempts) >= 5)
-        said = [entry for entry in caplog.records if entry.name == "agent.daemon.mqtt"]
+        said = [entry for entry in caplog.records if entry.name == "agent.daemon.mqtt.link"]
         assert len(said) == 1
     assert "connection refused" in (link.connection.reason or "")
     assert "mqtt.url" in link.connection.reason

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from watching import gap_record, record
 
-from agent.daemon.mqtt_delivery import ONE_AT_A_TIME_S, PACE_S, PAUSE_FIRST_S, Delivery
-from agent.daemon.mqtt_refusals import STRIKES, TRIES, packet_bytes
-from agent.daemon.mqtt_session import MAX_IN_FLIGHT, ConnectionLostError
-from agent.daemon.mqtt_words import QUOTA_EXCEEDED
+from agent.daemon.mqtt.delivery import ONE_AT_A_TIME_S, PACE_S, PAUSE_FIRST_S, Delivery
+from agent.daemon.mqtt.refusals import STRIKES, TRIES, packet_bytes
+from agent.daemon.mqtt.session import MAX_IN_FLIGHT, ConnectionLostError
+from agent.daemon.mqtt.words import QUOTA_EXCEEDED
 from agent.daemon.outbox import Outbox, Record
 
 HUNG_UP = ConnectionLostError("hung up", by_peer=True)

@@ -10,8 +10,8 @@ from watching import eventually, record
 
 from agent.config import MqttConfig
 from agent.daemon.mqtt import probe
-from agent.daemon.mqtt_dial import Patience, dial, parse_address, read_password
-from agent.daemon.mqtt_words import explain_connack, explain_disconnect
+from agent.daemon.mqtt.dial import Patience, dial, parse_address, read_password
+from agent.daemon.mqtt.words import explain_connack, explain_disconnect
 from agent.errors import BrokerError
 
 

@@ -14,11 +14,12 @@ import pytest
 from scripted_broker import ACK, Answer, Connack
 from watching import STREAM, Watcher, eventually, record
 
-from agent.daemon import mqtt_delivery, mqtt_session
 from agent.daemon.mqtt import MqttLink, Timing
-from agent.daemon.mqtt_delivery import Delivery
-from agent.daemon.mqtt_refusals import Refusals
-from agent.daemon.mqtt_session import Session
+from agent.daemon.mqtt import delivery as mqtt_delivery
+from agent.daemon.mqtt import session as mqtt_session
+from agent.daemon.mqtt.delivery import Delivery
+from agent.daemon.mqtt.refusals import Refusals
+from agent.daemon.mqtt.session import Session
 from agent.daemon.outbox import Outbox
 
 AVAILABILITY = "edge/d/availability"

@@ -22,7 +22,7 @@ from watching import LIVELY, STREAM, eventually, record
 
 import agent
 from agent.daemon.mqtt import MqttLink, Timing
-from agent.daemon.mqtt_session import KEEP_ALIVE_S, MISC_EVERY_S, Session
+from agent.daemon.mqtt.session import KEEP_ALIVE_S, MISC_EVERY_S, Session
 
 AVAILABILITY = "edge/d/availability"
 TOPIC = f"edge/d/{STREAM}"

@@ -13,9 +13,9 @@ from scripted_broker import ACK, CLIENT_WINDOW, Answer, Connack, ScriptedBroker,
 from watching import FAST, LIVELY, STREAM, eventually, gap_record, record
 
 from agent.config import MqttConfig
-from agent.daemon import mqtt_delivery
 from agent.daemon.mqtt import MqttLink
-from agent.daemon.mqtt_session import KEEP_ALIVE_S
+from agent.daemon.mqtt import delivery as mqtt_delivery
+from agent.daemon.mqtt.session import KEEP_ALIVE_S
 from agent.daemon.outbox import Outbox
 
 AVAILABILITY = "edge/d/availability"

@@ -6,7 +6,7 @@ import pytest
 from brokers import make_certificates, mosquitto
 from watching import eventually, record
 
-from agent.daemon.mqtt_secrets import Kept
+from agent.daemon.mqtt.secrets import Kept
 from agent.errors import BrokerError
 
 

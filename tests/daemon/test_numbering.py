@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon.numbering import BLOCK, Numbering, Numbers, unnamed, write_durably
+from agent.daemon.outbox.numbering import BLOCK, Numbering, Numbers, unnamed, write_durably
 
 STREAM = "camera/door/detections"
 

@@ -6,7 +6,8 @@ import threading
 
 from outbox_bench import STREAMS, TELEMETRY, record, seqs
 
-from agent.daemon.outbox import GapNote, Outbox, Record, TokenBucket, size_bytes
+from agent.daemon.outbox import GapNote, Outbox, Record, size_bytes
+from agent.daemon.outbox.outbox import TokenBucket
 
 
 def room_for(count: int) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from outbox_bench import STREAMS, TELEMETRY, Bench, is_genuine, named, record
 
-from agent.daemon.numbering import BLOCK
 from agent.daemon.outbox import ClockMark, Outbox, Record
-from agent.daemon.outbox_lanes import READ_AHEAD
+from agent.daemon.outbox.lanes import READ_AHEAD
+from agent.daemon.outbox.numbering import BLOCK
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.daemon.gap_notes import MOST_HANDED_OUT, GapNotes
-from agent.daemon.outbox_records import GapNote
+from agent.daemon.outbox.gap_notes import MOST_HANDED_OUT, GapNotes
+from agent.daemon.outbox.records import GapNote
 
 STEPS = st.lists(
     st.sampled_from(("add", "grow", "take", "told", "saved", "disk lost")), max_size=40

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from outbox_bench import STREAMS, Bench, record
 
-from agent.daemon import numbering
-from agent.daemon.numbering import BLOCK
-from agent.daemon.outbox import OPEN_WITHIN_S, Outbox
-from agent.daemon.outbox_lanes import Entry, Lane, deque
-from agent.daemon.spool_survey import BLOCK_ROWS
+from agent.daemon.outbox import Outbox, numbering
+from agent.daemon.outbox.lanes import Entry, Lane, deque
+from agent.daemon.outbox.numbering import BLOCK
+from agent.daemon.outbox.outbox import OPEN_WITHIN_S
+from agent.daemon.outbox.spool_survey import BLOCK_ROWS
 
 BACKLOG = BLOCK_ROWS * 6
 

@@ -13,8 +13,8 @@ import pytest
 from outbox_bench import STREAMS, Bench, FaultyDisk, record
 
 from agent.daemon.outbox import Outbox
-from agent.daemon.outbox_reader import OutboxReader
-from agent.daemon.outbox_writer import OutboxWriter
+from agent.daemon.outbox.reader import OutboxReader
+from agent.daemon.outbox.writer import OutboxWriter
 
 FULL = sqlite3.OperationalError("database or disk is full")
 EIO = sqlite3.OperationalError("disk I/O error")

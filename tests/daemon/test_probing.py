@@ -7,8 +7,8 @@ import time
 import pytest
 
 from agent.config import ModelConfig
-from agent.daemon import probing
-from agent.daemon.probing import AcceleratorProbe, AcceleratorProbes
+from agent.daemon.workers import probing
+from agent.daemon.workers.probing import AcceleratorProbe, AcceleratorProbes
 from agent.trial_words import Trial, TrialRequest, _memory_file
 
 

@@ -19,12 +19,12 @@ from test_supervisor import READY, Heard
 
 import agent
 from agent.config import CameraConfig, ModelConfig
-from agent.daemon import memory_limit
-from agent.daemon import supervisor as module
-from agent.daemon.failover import Failover
-from agent.daemon.memory_limit import MIB, Budget, WorkerMemory
-from agent.daemon.supervisor import Supervisor
-from agent.daemon.worker_run import spawn_worker
+from agent.daemon.workers import memory_limit
+from agent.daemon.workers import supervisor as module
+from agent.daemon.workers.failover import Failover
+from agent.daemon.workers.memory_limit import MIB, Budget, WorkerMemory
+from agent.daemon.workers.supervisor import Supervisor
+from agent.daemon.workers.worker_run import spawn_worker
 from agent.link import Start, open_link
 from agent.vision.worker import OOM_SCORE_ADJ
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outbox_bench import STREAMS, TELEMETRY, record
 
-from agent.daemon.outbox_records import ClockMark, GapNote, Record
-from agent.daemon.spool import Spool
-from agent.daemon.spool_rows import Row, pack, unpack
-from agent.daemon.spool_survey import BLOCK_ROWS, Survey
-from agent.daemon.spool_trouble import SpoolDamagedError, SpoolUnavailableError
+from agent.daemon.outbox.records import ClockMark, GapNote, Record
+from agent.daemon.outbox.spool import Spool
+from agent.daemon.outbox.spool_rows import Row, pack, unpack
+from agent.daemon.outbox.spool_survey import BLOCK_ROWS, Survey
+from agent.daemon.outbox.spool_trouble import SpoolDamagedError, SpoolUnavailableError
 
 NOTE = GapNote(stream=STREAMS[0], from_seq=3, to_seq=9, reason="queue_full")
 

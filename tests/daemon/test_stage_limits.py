@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.daemon.stage_limits import (
+from agent.daemon.workers.stage_limits import (
     CAPTURE_STUCK_MOST_S,
     CAPTURE_STUCK_S,
     OPEN_STUCK_S,

@@ -10,11 +10,11 @@ from msgspec import structs
 from agent.choices import Choice
 from agent.config import CameraConfig, ModelConfig
 from agent.contract.payloads import MeasuredRun, ModelIdentity
-from agent.daemon import killed, memory_limit, stage_limits, worker_run
-from agent.daemon import supervisor as module
-from agent.daemon.backoff_memory import BackoffMemory
-from agent.daemon.failover import PROBE_FIRST_S, Failover
-from agent.daemon.supervisor import Supervisor
+from agent.daemon.workers import killed, memory_limit, stage_limits, worker_run
+from agent.daemon.workers import supervisor as module
+from agent.daemon.workers.backoff_memory import BackoffMemory
+from agent.daemon.workers.failover import PROBE_FIRST_S, Failover
+from agent.daemon.workers.supervisor import Supervisor
 from agent.link import (
     Beat,
     CameraCounts,

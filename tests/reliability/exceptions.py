@@ -8,7 +8,14 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, TypeAlias
 
-from agent.daemon import mqtt, mqtt_delivery, mqtt_session, numbering, outbox_disk, spool
+from agent.daemon.mqtt.delivery import Delivery
+from agent.daemon.mqtt.link import MqttLink
+from agent.daemon.mqtt.session import Session
+from agent.daemon.outbox.disk import OutboxDisk
+from agent.daemon.outbox.numbering import Numbering
+from agent.daemon.outbox.reader import OutboxReader
+from agent.daemon.outbox.spool import Spool
+from agent.daemon.outbox.writer import OutboxWriter
 from reliability import faults
 from reliability.proxy import Proxy, Toxic
 from reliability.rig import Outcome, Producer, Rig
@@ -21,14 +28,16 @@ RECORDS = 12
 RECOVERS_WITHIN_S = 60.0
 # Called by whoever uses the object, or the loop's own frame: not what a turn of it may raise.
 LINK_BUT = {
-    mqtt.MqttLink: {"start", "stop", "put", "retain", "wake", "ensure_running", "_live"},
-    mqtt_delivery.Delivery: {"retain"},
-    mqtt_session.Session: set[str](),
+    MqttLink: {"start", "stop", "put", "retain", "wake", "ensure_running", "_live"},
+    Delivery: {"retain"},
+    Session: set[str](),
 }
 DISK_BUT = {
-    outbox_disk.OutboxDisk: {"start", "wake", "wait_for_turn", "close", "_run", "_turn", "_tick"},
-    spool.Spool: set[str](),
-    numbering.Numbering: {"begin"},
+    OutboxDisk: {"start", "wake", "wait_for_turn", "close", "_run", "_turn", "_tick"},
+    OutboxReader: set[str](),
+    OutboxWriter: set[str](),
+    Spool: set[str](),
+    Numbering: {"begin"},
 }
 
 

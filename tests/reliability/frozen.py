@@ -18,9 +18,9 @@ WATCHDOG_S = 3.0
 # Of the control process: what each loop calls at every turn, and how long a turn may rightly
 # take. Frozen for longer, systemd must no longer be fed.
 CONTROL_LOOPS = {
-    "mqtt thread": ("agent.daemon.mqtt_delivery:Delivery.pump", MQTT_STUCK_S),
-    "disk thread": ("agent.daemon.outbox_disk:OutboxDisk._turn", DISK_STUCK_S),
-    "main loop": ("agent.daemon.supervisor:Supervisor.check", 0.0),
+    "mqtt thread": ("agent.daemon.mqtt.delivery:Delivery.pump", MQTT_STUCK_S),
+    "disk thread": ("agent.daemon.outbox.disk:OutboxDisk._turn", DISK_STUCK_S),
+    "main loop": ("agent.daemon.workers.supervisor:Supervisor.check", 0.0),
 }
 TARGETS = {name: target for name, (target, _) in CONTROL_LOOPS.items()}
 STAGE = "agent.vision.pipeline:Pipeline._prepare"

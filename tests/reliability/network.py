@@ -11,7 +11,7 @@ from pathlib import Path
 
 from brokers import RunningBroker, amqtt, free_port
 
-from agent.daemon.mqtt_session import KEEP_ALIVE_S
+from agent.daemon.mqtt.session import KEEP_ALIVE_S
 from reliability.proxy import Proxy, Toxic, random_schedule
 from reliability.rig import Outcome, Producer, Rig
 from reliability.scenario import Scenario

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from agent.daemon import outbox, worker_run
+from agent.daemon import outbox
+from agent.daemon.workers import worker_run
 from reliability import faults
 from reliability.logbook import Logbook
 

@@ -11,7 +11,7 @@ import cv2
 import pytest
 
 from agent.config import CameraConfig
-from agent.daemon.stage_limits import CAPTURE_STUCK_S
+from agent.daemon.workers.stage_limits import CAPTURE_STUCK_S
 from agent.errors import CameraError
 from agent.vision.cameras import network, open_camera, opencv, waiting
 

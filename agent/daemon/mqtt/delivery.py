@@ -30,15 +30,15 @@ from dataclasses import replace
 from typing import Protocol
 
 from agent.contract.payloads import GapReason
-from agent.daemon.mqtt_refusals import Refusals, Sent, packet_bytes
-from agent.daemon.mqtt_session import (
+from agent.daemon.mqtt.refusals import Refusals, Sent, packet_bytes
+from agent.daemon.mqtt.session import (
     KEEP_ALIVE_S,
     MAX_IN_FLIGHT,
     OFFLINE,
     ONLINE,
     ConnectionLostError,
 )
-from agent.daemon.mqtt_words import FAILURE, PACKET_TOO_LARGE, TOPIC_INVALID
+from agent.daemon.mqtt.words import FAILURE, PACKET_TOO_LARGE, TOPIC_INVALID
 from agent.daemon.outbox import GapNote, Outbox, Record
 
 logger = logging.getLogger(__name__)

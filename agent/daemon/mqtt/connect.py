@@ -9,9 +9,9 @@ from __future__ import annotations
 from secrets import token_hex
 
 from agent.config import MqttConfig
-from agent.daemon.mqtt_dial import Patience, dial, parse_address
-from agent.daemon.mqtt_secrets import Secrets
-from agent.daemon.mqtt_session import (
+from agent.daemon.mqtt.dial import Patience, dial, parse_address
+from agent.daemon.mqtt.secrets import Secrets
+from agent.daemon.mqtt.session import (
     KEEP_ALIVE_S,
     Doorbell,
     Protocol,

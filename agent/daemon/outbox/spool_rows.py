@@ -10,7 +10,7 @@ from typing import Any, get_args
 import msgspec
 
 from agent.contract.payloads import GapReason
-from agent.daemon.outbox_records import ClockMark, GapNote, Record
+from agent.daemon.outbox.records import ClockMark, GapNote, Record
 
 # ext4's block. A smaller page would write a third less per record, but share its block with
 # pages that a torn write takes along although no log holds them.

@@ -19,10 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from agent.daemon.outbox_records import GapNote
-from agent.daemon.spool_rows import COLUMNS, PAGE_BYTES, Row, checksum, encoded, pack, unpack
-from agent.daemon.spool_survey import Survey, count_rows, read_head
-from agent.daemon.spool_trouble import SpoolDamagedError, SpoolUnavailableError, translated
+from agent.daemon.outbox.records import GapNote
+from agent.daemon.outbox.spool_rows import COLUMNS, PAGE_BYTES, Row, checksum, encoded, pack, unpack
+from agent.daemon.outbox.spool_survey import Survey, count_rows, read_head
+from agent.daemon.outbox.spool_trouble import SpoolDamagedError, SpoolUnavailableError, translated
 
 SCHEMA_VERSION = 1
 EMPTY_PAGES = 4  # the header and one root for each table

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from agent.contract.payloads import GapReason
-from agent.daemon.outbox_records import GapNote
+from agent.daemon.outbox.records import GapNote
 
 Key = tuple[str, str, int]
 # Where nobody hears them (the broker refuses their topic), those handed out must not pile up for

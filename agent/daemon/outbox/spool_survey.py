@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.daemon.outbox_records import RECORD_OVERHEAD_BYTES, GapNote
-from agent.daemon.spool_rows import COLUMNS, checksum, decoded, encoded, unpack, unpack_note
-from agent.daemon.spool_trouble import SpoolDamagedError
+from agent.daemon.outbox.records import RECORD_OVERHEAD_BYTES, GapNote
+from agent.daemon.outbox.spool_rows import COLUMNS, checksum, decoded, encoded, unpack, unpack_note
+from agent.daemon.outbox.spool_trouble import SpoolDamagedError
 
 BLOCK_ROWS = 1024
 # An id beyond this is damage: at 1,000 a second it would take 285,000 years. SQLite gives no id

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.contract.payloads import GapReason
-from agent.daemon.mqtt_words import (
+from agent.daemon.mqtt.words import (
     ACCUSES_NOBODY,
     NOT_NOW,
     PACKET_TOO_LARGE,

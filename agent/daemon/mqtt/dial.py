@@ -21,7 +21,7 @@ from pathlib import Path
 from agent import address as addresses
 from agent.address import Address
 from agent.config import MqttConfig
-from agent.daemon.mqtt_tls import explain_tls, short, tls_context
+from agent.daemon.mqtt.tls import explain_tls, short, tls_context
 from agent.errors import BrokerError
 from agent.redaction import redact
 

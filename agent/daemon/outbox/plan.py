@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agent.daemon.gap_notes import Key
-from agent.daemon.outbox_lanes import Entry
-from agent.daemon.outbox_records import GapNote
-from agent.daemon.spool_rows import Row
+from agent.daemon.outbox.gap_notes import Key
+from agent.daemon.outbox.lanes import Entry
+from agent.daemon.outbox.records import GapNote
+from agent.daemon.outbox.spool_rows import Row
 
 
 @dataclass(slots=True)

@@ -28,14 +28,14 @@ from typing import Literal
 
 import msgspec
 
-from agent.daemon.backoff_memory import MOST_FAILURES, BackoffMemory
-from agent.daemon.failover import Failover
-from agent.daemon.killed import KilledProcesses
-from agent.daemon.listener import Listener, Probe
-from agent.daemon.memory_limit import WorkerMemory
-from agent.daemon.stage_limits import CAPTURE, StageLimits
-from agent.daemon.stream_progress import StreamProgress
-from agent.daemon.worker_run import WorkerRun, spawn_worker
+from agent.daemon.workers.backoff_memory import MOST_FAILURES, BackoffMemory
+from agent.daemon.workers.failover import Failover
+from agent.daemon.workers.killed import KilledProcesses
+from agent.daemon.workers.listener import Listener, Probe
+from agent.daemon.workers.memory_limit import WorkerMemory
+from agent.daemon.workers.stage_limits import CAPTURE, StageLimits
+from agent.daemon.workers.stream_progress import StreamProgress
+from agent.daemon.workers.worker_run import WorkerRun, spawn_worker
 from agent.link import (
     Beat,
     CameraChange,

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from agent.daemon.gap_notes import GapNotes
-from agent.daemon.outbox_records import Record
-from agent.daemon.spool_survey import BLOCK_ROWS, Found
+from agent.daemon.outbox.gap_notes import GapNotes
+from agent.daemon.outbox.records import Record
+from agent.daemon.outbox.spool_survey import BLOCK_ROWS, Found
 
 # Half a second of records at the pace they leave; at 400 bytes about 300 kB for each stream.
 READ_AHEAD = 500

@@ -15,16 +15,16 @@ import logging
 import threading
 from collections.abc import Callable
 
-from agent.daemon.disk_trouble import RETRY_MAX_S, Trouble, damaged_rows, hanging, jumped
-from agent.daemon.numbering import Numbering
-from agent.daemon.outbox_lanes import Lane
-from agent.daemon.outbox_queue import OutboxQueue
-from agent.daemon.outbox_reader import OutboxReader
-from agent.daemon.outbox_writer import OutboxWriter
+from agent.daemon.outbox.disk_trouble import RETRY_MAX_S, Trouble, damaged_rows, hanging, jumped
+from agent.daemon.outbox.lanes import Lane
+from agent.daemon.outbox.numbering import Numbering
+from agent.daemon.outbox.queue import OutboxQueue
+from agent.daemon.outbox.reader import OutboxReader
+from agent.daemon.outbox.spool import Spool
+from agent.daemon.outbox.spool_survey import Survey
+from agent.daemon.outbox.spool_trouble import SpoolDamagedError, SpoolUnavailableError
+from agent.daemon.outbox.writer import OutboxWriter
 from agent.daemon.processes import UNINTERRUPTIBLE, read_thread_state
-from agent.daemon.spool import Spool
-from agent.daemon.spool_survey import Survey
-from agent.daemon.spool_trouble import SpoolDamagedError, SpoolUnavailableError
 
 log = logging.getLogger(__name__)
 

@@ -18,17 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.contract.payloads import GapReason
-from agent.daemon.numbering import Numbering, WriteFile, write_durably
-from agent.daemon.outbox_disk import OutboxDisk
-from agent.daemon.outbox_queue import OutboxQueue
-from agent.daemon.outbox_records import (
+from agent.daemon.outbox.disk import OutboxDisk
+from agent.daemon.outbox.numbering import Numbering, WriteFile, write_durably
+from agent.daemon.outbox.queue import OutboxQueue
+from agent.daemon.outbox.records import (
     RECORD_OVERHEAD_BYTES,
     ClockMark,
     GapNote,
     Record,
     size_bytes,
 )
-from agent.daemon.spool import Connect, Spool
+from agent.daemon.outbox.spool import Connect, Spool
 
 __all__ = [
     "RECORD_OVERHEAD_BYTES",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agent.daemon.gap_notes import GapNotes
-from agent.daemon.numbering import RESTART, Numbers, unnamed
-from agent.daemon.spool_survey import Survey
+from agent.daemon.outbox.gap_notes import GapNotes
+from agent.daemon.outbox.numbering import RESTART, Numbers, unnamed
+from agent.daemon.outbox.spool_survey import Survey
 
 
 class EarlierNumbers:

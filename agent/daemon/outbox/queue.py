@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from agent.contract.payloads import GapReason
-from agent.daemon.gap_notes import GapNotes
-from agent.daemon.numbering import Numbers
-from agent.daemon.outbox_earlier import EarlierNumbers
-from agent.daemon.outbox_lanes import UNKNOWN, Entry, Lane, oldest
-from agent.daemon.outbox_plan import Changes, Plan
-from agent.daemon.outbox_records import Record, size_bytes
-from agent.daemon.spool_rows import Row
-from agent.daemon.spool_survey import BLOCK_ROWS, Survey
+from agent.daemon.outbox.earlier import EarlierNumbers
+from agent.daemon.outbox.gap_notes import GapNotes
+from agent.daemon.outbox.lanes import UNKNOWN, Entry, Lane, oldest
+from agent.daemon.outbox.numbering import Numbers
+from agent.daemon.outbox.plan import Changes, Plan
+from agent.daemon.outbox.records import Record, size_bytes
+from agent.daemon.outbox.spool_rows import Row
+from agent.daemon.outbox.spool_survey import BLOCK_ROWS, Survey
 
 # Ids of rows to delete are kept while the disk takes nothing. Beyond these the oldest are
 # forgotten: such a row is only sent again after a restart.

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from agent.contract.payloads import GapReason
-from agent.daemon.outbox_records import GapNote
+from agent.daemon.outbox.records import GapNote
 
 # At 30 results a second half a block lasts nearly three minutes: one small write in that time.
 BLOCK = 10_000

@@ -27,9 +27,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.config import MqttConfig
-from agent.daemon.mqtt_dial import Address, Patience, Wire
-from agent.daemon.mqtt_tls import explain_tls
-from agent.daemon.mqtt_words import (
+from agent.daemon.mqtt.dial import Address, Patience, Wire
+from agent.daemon.mqtt.tls import explain_tls
+from agent.daemon.mqtt.words import (
     PROTOCOL_ERROR,
     UNSUPPORTED_PROTOCOL,
     explain_connack,

@@ -25,11 +25,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.config import MqttConfig
-from agent.daemon.mqtt_connect import connect, probe
-from agent.daemon.mqtt_delivery import Delivery
-from agent.daemon.mqtt_dial import DialCancelledError, Patience
-from agent.daemon.mqtt_secrets import Secrets
-from agent.daemon.mqtt_session import (
+from agent.daemon.mqtt.connect import connect, probe
+from agent.daemon.mqtt.delivery import Delivery
+from agent.daemon.mqtt.dial import DialCancelledError, Patience
+from agent.daemon.mqtt.secrets import Secrets
+from agent.daemon.mqtt.session import (
     KEEP_ALIVE_S,
     MISC_EVERY_S,
     ConnectionLostError,

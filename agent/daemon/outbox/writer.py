@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from agent.daemon.gap_notes import Key
-from agent.daemon.outbox_lanes import Lane
-from agent.daemon.outbox_plan import Plan
-from agent.daemon.outbox_queue import OutboxQueue
-from agent.daemon.spool import Spool
-from agent.daemon.spool_rows import row_bytes
+from agent.daemon.outbox.gap_notes import Key
+from agent.daemon.outbox.lanes import Lane
+from agent.daemon.outbox.plan import Plan
+from agent.daemon.outbox.queue import OutboxQueue
+from agent.daemon.outbox.spool import Spool
+from agent.daemon.outbox.spool_rows import row_bytes
 
 SAVE_EVERY_S = 0.5
 DELETE_EVERY_S = 1.0

@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-from agent.daemon.outbox_lanes import READ_AHEAD_BYTES, Lane
-from agent.daemon.outbox_queue import OutboxQueue
-from agent.daemon.spool import Spool
-from agent.daemon.spool_survey import BLOCK_ROWS, Survey
+from agent.daemon.outbox.lanes import READ_AHEAD_BYTES, Lane
+from agent.daemon.outbox.queue import OutboxQueue
+from agent.daemon.outbox.spool import Spool
+from agent.daemon.outbox.spool_survey import BLOCK_ROWS, Survey
 
 READ_AT_ONCE = 125
 READ_FOR_S = 0.25

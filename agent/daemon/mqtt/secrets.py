@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from agent.config import MqttConfig
-from agent.daemon.mqtt_dial import read_password
-from agent.daemon.mqtt_tls import tls_context
+from agent.daemon.mqtt.dial import read_password
+from agent.daemon.mqtt.tls import tls_context
 from agent.errors import BrokerError
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,6 @@
+"""The link to the broker; see `link`."""
+
+from agent.daemon.mqtt.connect import probe
+from agent.daemon.mqtt.link import Connection, MqttLink, Timing
+
+__all__ = ["Connection", "MqttLink", "Timing", "probe"]

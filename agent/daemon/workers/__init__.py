@@ -1,0 +1,1 @@
+"""The vision workers as their parent sees them: started, watched, replaced, remembered."""
