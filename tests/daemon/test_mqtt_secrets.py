@@ -74,18 +74,14 @@ def test_a_password_file_that_is_lost_does_not_end_the_link(
 
 def test_certificates_that_are_lost_do_not_end_the_link(tmp_path, start_broker, make_link):
     tls = make_certificates(tmp_path)
+    ours = tmp_path / "board.pem"  # mosquitto reads its own when it starts again
+    ours.write_bytes(tls.ca.read_bytes())
     broker = start_broker(mosquitto(tmp_path, tls=tls))
-    link = make_link(
-        broker.port, host="localhost", scheme="mqtts", settings={"ca_file": str(tls.ca)}
-    )
+    link = make_link(broker.port, host="localhost", scheme="mqtts", settings={"ca_file": str(ours)})
     eventually(lambda: link.connection.connected)
-    tls.ca.rename(tmp_path / "lost")
-    link.put(record(1))
-    eventually(lambda: link.outbox.published == 1)
+    ours.unlink()
     broker.stop()
     eventually(lambda: not link.connection.connected)
-    (tmp_path / "lost").rename(tls.ca)  # mosquitto needs it, too
     broker.start()
-    tls.ca.unlink()
-    link.put(record(2))
-    eventually(lambda: link.outbox.published == 2)
+    link.put(record(1))
+    eventually(lambda: link.outbox.published == 1)

@@ -159,8 +159,9 @@ def test_a_lost_camera_is_opened_again_and_ids_go_on(rig, monkeypatch):
 
 
 def test_a_silent_camera_is_given_up(rig, monkeypatch):
-    assert capture_module.SILENCE_S == 4
-    monkeypatch.setattr(capture_module, "SILENCE_S", 0.05)
+    assert (capture_module.SILENCE_S, capture_module.FIRST_FRAME_S) == (4, 12)
+    monkeypatch.setattr(capture_module, "FIRST_FRAME_S", 0.05)
+    monkeypatch.setattr(capture_module, "SILENCE_S", 0.01)
     monkeypatch.setattr(capture_module, "REOPEN_FIRST_S", 0.01)
     silent = FakeCamera(0, live=True, script=dict.fromkeys(range(10**6)))
     silent.silence_hint = "check its cable"
