@@ -7,7 +7,6 @@ records and one small file; measuring is `agent.vision.trial`'s work.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import logging
@@ -21,6 +20,8 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+
+from agent.durable import write_durably
 
 log = logging.getLogger(__name__)
 
@@ -173,8 +174,7 @@ def add_choices(path: Path, choices: Mapping[str, Choice]) -> dict[str, Choice]:
     try:
         _lock(folder)
         kept = newest(read_choices(path), choices)
-        _replace(path, msgspec.json.encode(kept))
-        os.fsync(folder)  # the rename is on disk only once its folder is
+        write_durably(path, msgspec.json.encode(kept))
     finally:
         os.close(folder)  # and unlocked
     return kept
@@ -195,23 +195,6 @@ def _try_lock(folder: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put a file in the place of another, at once and whole; the folder is locked meanwhile."""
-    unfinished = path.with_name(f"{path.name}.new")
-    try:
-        # Of a process that was killed, perhaps another user's. Not written through, but removed.
-        unfinished.unlink(missing_ok=True)
-        with unfinished.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
 
 
 def newest(*several: Mapping[str, Choice]) -> dict[str, Choice]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.daemon.outbox import GapNote, Outbox, Record
-from agent.daemon.outbox.numbering import write_durably
+from agent.durable import write_durably
 
 STREAMS = ("camera/door/detections", "camera/yard/detections")
 TELEMETRY = "telemetry"

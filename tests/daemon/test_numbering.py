@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon.outbox.numbering import BLOCK, Numbering, Numbers, unnamed, write_durably
+from agent.daemon.outbox.numbering import BLOCK, Numbering, Numbers, unnamed
+from agent.durable import write_durably
 
 STREAM = "camera/door/detections"
 

@@ -10,17 +10,17 @@ locked: its owner is.
 from __future__ import annotations
 
 import logging
-import os
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
 
 from agent.contract.payloads import GapReason
 from agent.daemon.outbox.records import GapNote
+from agent.durable import write_durably
 
 # At 30 results a second half a block lasts nearly three minutes: one small write in that time.
 BLOCK = 10_000
@@ -215,32 +215,6 @@ def unnamed(stream: str, left: Numbers, accounted: int, *, has_notes: bool) -> G
     if accounted >= last:
         return None
     return GapNote(stream=stream, from_seq=accounted + 1, to_seq=last, reason=reason)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file so that after a power cut there is the old or the new one, whole.
-
-    The order is that of fsync(2) and rename(2): content, then name, then folder.
-
-    Raises:
-        OSError: the old file is untouched.
-    """
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read(path: Path) -> dict[str, Numbers] | str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from agent.contract.payloads import GapReason
 from agent.daemon.outbox.disk import OutboxDisk
-from agent.daemon.outbox.numbering import Numbering, WriteFile, write_durably
+from agent.daemon.outbox.numbering import Numbering, WriteFile
 from agent.daemon.outbox.queue import OutboxQueue
 from agent.daemon.outbox.records import (
     RECORD_OVERHEAD_BYTES,
@@ -29,6 +29,7 @@ from agent.daemon.outbox.records import (
     size_bytes,
 )
 from agent.daemon.outbox.spool import Connect, Spool
+from agent.durable import write_durably
 
 __all__ = [
     "RECORD_OVERHEAD_BYTES",

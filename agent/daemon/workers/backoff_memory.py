@@ -9,9 +9,7 @@ some quick retries.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from agent.durable import write_durably
 from agent.sensors.clock import read_kernel_boot_id
 
 log = logging.getLogger(__name__)
@@ -150,20 +149,12 @@ class BackoffMemory:
                     return
 
     def _write(self, stored: _Stored) -> None:
-        """Replace the file, so that it is whole at any time: rename(2), fsync(2)."""
         assert self._path is not None
-        draft = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                file.write(msgspec.json.encode(stored))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._path)
+            write_durably(self._path, msgspec.json.encode(stored))
         except OSError as error:
             log.warning("back-off not kept path=%s reason=%s", self._path, error.strerror)
-            with contextlib.suppress(OSError):
-                draft.unlink()
 
     def _read(self) -> _Stored:
         if self._path is None:
