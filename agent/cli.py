@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent import __version__
+from agent.bench.arguments import add_bench
 from agent.config import DEFAULT_CONFIG_PATH, Config, ModelConfig
 from agent.config_file import load_config, parse_model
-from agent.errors import EXIT_OK, exit_code_of
+from agent.errors import EXIT_OK, AgentError, exit_code_of
 from agent.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_model(commands)
     _add_schema(commands)
-    _add_bench(commands)
+    add_bench(commands, find_config)
+    _add_sensors(commands)
     return parser
 
 
@@ -154,27 +156,63 @@ def _add_schema(commands: Commands) -> None:
     parser.set_defaults(command=_schema)
 
 
-def _add_bench(commands: Commands) -> None:
-    parser = commands.add_parser("bench", help="measure the agent against the bare interpreter")
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--clip", default="", metavar="FILE", help="video (default: the demo clip)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="per measurement")
-    parser.add_argument("--runs", type=int, default=3, help="repetitions; medians are printed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    parser.set_defaults(command=_bench)
-    kinds = parser.add_subparsers(metavar="KIND", title="other measurements")
-    heads = kinds.add_parser("heads", help="what decoding the outputs costs, per kind of head")
-    heads.add_argument("--seconds", type=float, default=1.0, help="per row (default 1)")
-    heads.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    heads.set_defaults(command=_bench_heads)
-    cameras = kinds.add_parser("cameras", help="1, 2 and 4 cameras, and two engines against one")
-    cameras.add_argument("--model", default="default")
-    cameras.add_argument("--second", default="", metavar="MODEL", help="(default: the same)")
-    cameras.add_argument("--clip", default="", metavar="FILE", help="video (default: demo clip)")
-    cameras.add_argument("--seconds", type=float, default=10.0, help="per measurement")
-    cameras.add_argument("--runs", type=int, default=3, help="repetitions; medians are printed")
-    cameras.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    cameras.set_defaults(command=_bench_cameras)
+def _add_sensors(commands: Commands) -> None:
+    parser = commands.add_parser("sensors", help="read once what the board's sensors say")
+    parser.add_argument(
+        "--root",
+        type=_folder,
+        default=Path("/"),
+        metavar="DIR",
+        help="of a recorded board, or of another system (default: this board)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="write the board's sensor files there, for a test; NAME.tar.gz: one file to send",
+    )
+    _add_config(parser)
+    parser.set_defaults(command=_sensors)
+    actions = parser.add_subparsers(metavar="ACTION", title="what a board without sensors needs")
+    calibrate = actions.add_parser(
+        "calibrate",
+        help="fit the estimate to a meter's readings",
+        description="Both readings at once from a terminal, or one after the other: an idle board's"
+        " first, then that of a busy one, which this command makes busy itself.",
+    )
+    calibrate.add_argument("--idle-w", type=_watts, metavar="W", help="the meter's, nothing to do")
+    calibrate.add_argument("--load-w", type=_watts, metavar="W", help="the meter's, all cores busy")
+    calibrate.add_argument(
+        "--seconds", type=_seconds, default=30.0, help="of watching the load, each (default 30)"
+    )
+    # Suppressed: its default would undo a --config given before the word `calibrate`.
+    calibrate.add_argument(
+        "--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="settings"
+    )
+    calibrate.set_defaults(command=_calibrate)
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return Path(text)
+
+
+def _watts(text: str) -> float:
+    from agent.sensors.calibrate import parse_watts
+
+    watts = parse_watts(text)
+    if watts is None:
+        raise argparse.ArgumentTypeError(f"{text} is not a board's power in watts")
+    return watts
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 3600")
+    return value
 
 
 def find_config(path: Path | None) -> tuple[Config, list[str]]:
@@ -261,32 +299,34 @@ def _schema(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    from agent.bench.bench import run_bench
+def _sensors(arguments: argparse.Namespace) -> int:
+    from agent.sensors.command import run_record, run_sensors
 
-    return run_bench(
-        model=arguments.model,
-        clip=arguments.clip,
-        seconds=arguments.seconds,
-        runs=arguments.runs,
-        json_file=arguments.json,
+    if arguments.record is not None:
+        return run_record(arguments.root, arguments.record)
+    return run_sensors(
+        arguments.root, as_json_document=arguments.json, state_dir=_state_dir(arguments)
     )
 
 
-def _bench_heads(arguments: argparse.Namespace) -> int:
-    from agent.bench.heads import run_heads
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from agent.sensors.calibrate import run_calibrate
 
-    return run_heads(seconds=arguments.seconds, json_file=arguments.json)
-
-
-def _bench_cameras(arguments: argparse.Namespace) -> int:
-    from agent.bench.cameras import run_cameras
-
-    return run_cameras(
-        model=arguments.model,
-        second=arguments.second,
-        clip=arguments.clip,
+    return run_calibrate(
+        arguments.root,
+        _state_dir(arguments),
+        idle_w=arguments.idle_w,
+        load_w=arguments.load_w,
         seconds=arguments.seconds,
-        runs=arguments.runs,
-        json_file=arguments.json,
     )
+
+
+def _state_dir(arguments: argparse.Namespace) -> Path:
+    """Return where state is kept; a configuration that nobody named need not be sound for this."""
+    try:
+        config, _ = find_config(arguments.config)
+    except AgentError:
+        if arguments.config is not None:
+            raise
+        config = Config()
+    return Path(config.device.state_dir)

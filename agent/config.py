@@ -171,6 +171,10 @@ class CameraConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     motion: Annotated[
         Share, help_text("share of the picture that must change for a look; 0: every frame")
     ] = 0.0
+    deadline_ms: Annotated[
+        Annotated[float, Meta(ge=0, le=3600000.0)],
+        help_text("from capture to result; later ones are counted as misses; 0: none"),
+    ] = 0.0
     motion_look_s: Annotated[
         Annotated[float, Meta(ge=0.1, le=86400.0)], help_text("a look all the same this often")
     ] = 10.0
@@ -193,6 +197,24 @@ class MqttConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "of disk for what waits while the broker is away; then the oldest go, and are named"
         ),
     ] = 256.0
+    discovery: Annotated[
+        str, help_text("first topic level of Home Assistant's discovery; off: none is published")
+    ] = "homeassistant"
+
+
+def check_listen(text: str) -> tuple[str, int] | None:
+    """Return where to listen, None for nowhere; a port alone means this machine only.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError('must be a port or address:port, such as "127.0.0.1:9464"; "": off')
+    return host, int(port)
 
 
 class TelemetryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -201,6 +223,10 @@ class TelemetryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     interval_s: Annotated[
         Annotated[float, Meta(ge=1.0, le=86400.0)], help_text("seconds between messages")
     ] = 10.0
+    prometheus: Annotated[
+        str,
+        help_text("address:port of /metrics, /healthz and /readyz; a port alone: this board only"),
+    ] = ""
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -216,8 +242,6 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 # Keys of the design that this version reads but does not act on yet; each is said in a warning.
 RESERVED: dict[str, frozenset[str]] = {
-    "mqtt": frozenset({"discovery"}),
-    "telemetry": frozenset({"prometheus"}),
     "update": frozenset({"enabled", "repository", "root", "probation_s"}),
 }
 
@@ -301,6 +325,8 @@ RULES: dict[str, Callable[[Any], object]] = {
     "device.id": check_id,
     "mqtt.url": parse_address,
     "mqtt.prefix": check_prefix,
+    "mqtt.discovery": check_prefix,
+    "telemetry.prometheus": check_listen,
     "camera.region": check_region,
     "camera.confirm": check_confirm,
 }

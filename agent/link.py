@@ -7,6 +7,8 @@ msgpack of the tagged structs below. Pixels never pass here.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from types import UnionType
 from typing import Generic, TypeVar
@@ -18,7 +20,8 @@ from agent.choices import Choice
 from agent.config import CameraConfig, ModelConfig
 from agent.contract.payloads import CameraState, MeasuredRun, ModelIdentity
 
-# Larger than any message; the kernel refuses what does not fit the socket's buffer.
+# Larger than any message. The kernel refuses what does not fit the socket's buffer, but not what
+# the other side has no room for: that would come in cut off.
 MAX_MESSAGE_BYTES = 1 << 20
 SOCKET_BUFFER_BYTES = 4 << 20
 
@@ -85,6 +88,9 @@ class ResultOut(Struct, frozen=True, kw_only=True, tag="result"):
     payload: bytes
     # Wall minus monotonic clock at the capture, seconds; None: the clock was synchronized then.
     clock_offset_s: float | None = None
+    # Stamps of the monotonic clock, which all processes of a board share; 0: unknown.
+    captured_ns: int = 0
+    encoded_ns: int = 0
 
 
 class CameraCounts(Struct, frozen=True, kw_only=True):
@@ -95,6 +101,8 @@ class CameraCounts(Struct, frozen=True, kw_only=True):
     still: int
     processed: int
     last_frame_id: int
+    # Label (class_<id> without one) -> most of them in one frame since the last heartbeat.
+    found: dict[str, int] = {}
 
 
 class CameraChange(Struct, frozen=True, kw_only=True, tag="camera"):
@@ -109,12 +117,27 @@ class CameraChange(Struct, frozen=True, kw_only=True, tag="camera"):
     height: int | None = None
 
 
+class FrameTimes(Struct, frozen=True, array_like=True):
+    """Where the time of one processed frame went, nanoseconds; published or not."""
+
+    camera: str
+    age: int
+    queue: int
+    preprocess: int
+    inference: int
+    postprocess: int
+    cascade: int  # 0: there was none
+    total: int
+
+
 class Beat(Struct, frozen=True, kw_only=True, tag="beat"):
     """From the worker, twice a second: how long ago each stage last ticked, and the counters."""
 
     stage_age_s: dict[str, float]
     cameras: dict[str, CameraCounts]
     invoke_p99_s: float | None = None  # of the last few hundred; None before there are enough
+    times: list[FrameTimes] = []  # of all frames processed since the last heartbeat
+    times_lost: int = 0  # frames whose times did not fit
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
@@ -140,8 +163,15 @@ def open_link() -> tuple[socket.socket, socket.socket]:
 
 
 def send(end: socket.socket, message: ToWorker | FromWorker) -> None:
-    """Send one message whole; raises OSError when the other side is gone."""
-    end.send(_encoder.encode(message))
+    """Send one message whole.
+
+    Raises:
+        OSError: the other side is gone; EMSGSIZE: the message is too large.
+    """
+    content = _encoder.encode(message)
+    if len(content) > MAX_MESSAGE_BYTES:
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    end.send(content)
 
 
 class Inbox(Generic[T]):

@@ -31,6 +31,33 @@ apt_install() {
         { say "could not install: $*"; return 1; }
 }
 
+# apt_unpack WHY PACKAGE FOLDER PROGRAM...: puts programs of a package into a folder without
+# installing it: no service of it is started, and nobody has to be root.
+apt_unpack() {
+    local why=$1 package=$2 folder=$3 work program
+    shift 3
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 1
+    say "fetching $* ($why)"
+    work=$(mktemp -d)
+    if (cd "$work" && { apt_download "$package" || { apt_update && apt_download "$package"; }; }) &&
+        dpkg-deb --extract "$work"/*.deb "$work/tree"; then
+        for program in "$@"; do install -m 755 "$work/tree/usr/bin/$program" "$folder"; done
+    else
+        say "could not fetch: $package"
+    fi
+    rm -rf "$work"
+}
+
+apt_download() { apt-get -qq download "$1" >/dev/null 2>&1; }
+
+apt_update() {
+    if [ "$(id -u)" -eq 0 ]; then
+        apt-get -qq -o DPkg::Lock::Timeout=300 update >/dev/null 2>&1
+    else
+        command -v sudo >/dev/null && sudo -n apt-get -qq update >/dev/null 2>&1
+    fi
+}
+
 # find_python [LAST_MINOR]: prints a CPython from 3.10 up to 3.LAST_MINOR (default 13).
 # $PYTHON wins; then `python3`, then the versioned names, newest first.
 find_python() {

@@ -22,6 +22,7 @@ LAYERS = [
     ["agent.contract"],
     ["agent.link"],
     ["agent.sensors"],
+    ["agent.telemetry"],
     ["agent.vision", "agent.daemon"],
     ["agent.doctor", "agent.demo", "agent.evaluate"],
     ["agent.bench"],  # plays with the demo's broker
@@ -34,6 +35,8 @@ HOMES = {
     "numpy": ("agent.vision", "agent.bench", "agent.evaluate.masks"),
     "ai_edge_litert": ("agent.vision.engines",),
     "tflite_runtime": ("agent.vision.engines",),
+    "ddsketch": ("agent.telemetry.latency",),
+    "prometheus_client": ("agent.telemetry",),
     "picamera2": ("agent.vision.cameras",),
     "amqtt": ("agent.demo",),
     "rich": ("agent.demo", "agent.vision.detect", "agent.bench", "agent.evaluate"),

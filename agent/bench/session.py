@@ -22,6 +22,8 @@ from agent.errors import AgentError
 
 FIRST_RESULT_WITHIN_S = 60.0
 SETTLE_S = 1.5
+# While it waits it looks for signals as often.
+LISTEN_EVERY_S = 0.2
 MIB = 1 << 20
 DEVICE = "bench"
 STATE_FOLDER = "state"  # of all daemons of a bench, so that a model is measured once
@@ -48,6 +50,8 @@ class Played:
 
     arrivals: dict[str, Arrivals]
     elapsed_s: float
+    began_s: float  # the measured time, on the monotonic clock
+    ended_s: float
     first_result_s: float  # until every camera had given one
     cpu_s: float  # of the daemon and its workers
     pss_mib: float
@@ -59,7 +63,9 @@ def run_session(
 ) -> Session:
     """Start broker and daemon, let it settle, measure for `seconds`, stop it."""
     played = play(
-        lambda port: _config(model, clip, port, children.folder, realtime=realtime),
+        lambda port: config_of_clip(
+            model, clip, port, children.folder, fps=30.0 if realtime else 0.0
+        ),
         ["clip"],
         seconds=seconds,
         children=children,
@@ -110,12 +116,12 @@ def play(
         children.signals.sleep(SETTLE_S)
         control = psutil.Process(daemon.process.pid)
         processes = [control, *control.children()]
-        cpu_before, began = _cpu_s(processes), time.time()
+        cpu_before, began, began_s = _cpu_s(processes), time.time(), time.monotonic()
         before = {name: len(there) for name, there in arrivals.items()}
-        children.signals.sleep(seconds)
-        cpu_s = _cpu_s(processes) - cpu_before
+        wait(children.signals, seconds)
         measured = {name: there[before[name] :] for name, there in arrivals.items()}
-        elapsed = time.time() - began
+        elapsed, ended_s = time.time() - began, time.monotonic()
+        cpu_s = _cpu_s(processes) - cpu_before
         pss = sum(process.memory_full_info().pss for process in processes) / MIB
     finally:
         children.end(daemon)
@@ -125,11 +131,24 @@ def play(
     return Played(
         arrivals=measured,
         elapsed_s=elapsed,
+        began_s=began_s,
+        ended_s=ended_s,
         first_result_s=first_s,
         cpu_s=cpu_s,
         pss_mib=pss,
         status=_last_status(statuses),
     )
+
+
+def wait(signals: Signals, seconds: float) -> None:
+    """Sleep; a signal ends it within LISTEN_EVERY_S.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        signals.sleep(min(LISTEN_EVERY_S, left))
 
 
 def _last_status(payloads: list[bytes]) -> Status | None:
@@ -139,7 +158,8 @@ def _last_status(payloads: list[bytes]) -> Status | None:
     return next((one for one in reversed(known) if one.engines), known[-1] if known else None)
 
 
-def _config(model: str, clip: str, port: int, folder: Path, *, realtime: bool) -> str:
+def config_of_clip(model: str, clip: str, port: int, folder: Path, *, fps: float) -> str:
+    """Return the configuration of one camera that plays a clip, `fps` 0: as fast as it can."""
     values = {"model": model, "clip": clip, "state": str(folder / STATE_FOLDER)}
     quoted = {key: json.dumps(value) for key, value in values.items()}
     return f"""
@@ -152,8 +172,8 @@ path = {quoted["model"]}
 name = "clip"
 source = {quoted["clip"]}
 loop = true
-realtime = {str(realtime).lower()}
-fps = {30.0 if realtime else 0.0}
+realtime = {str(fps > 0).lower()}
+fps = {fps}
 [mqtt]
 url = "mqtt://{HOST}:{port}"
 """

@@ -248,7 +248,11 @@ class CameraSummary(Struct, frozen=True, kw_only=True):
 
 
 class Problem(Struct, frozen=True, kw_only=True):
-    """Something that is wrong now; the list is empty on a healthy board."""
+    """Something that is wrong now; the list is empty on a healthy board.
+
+    Those that a measurement raised say its value and the limit that it passed, both in `unit`, and
+    end only when it is well back inside.
+    """
 
     code: Annotated[
         str,
@@ -258,6 +262,10 @@ class Problem(Struct, frozen=True, kw_only=True):
     ]
     message: str
     since: UnixSeconds
+    value: float | None = None
+    limit: float | None = None
+    unit: str | None = None
+    remedy: Annotated[str | None, Meta(description="what to do")] = None
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -294,61 +302,23 @@ class CameraStatus(Struct, frozen=True, kw_only=True):
     fps: float | None
 
 
-class CameraTelemetry(Struct, frozen=True, kw_only=True):
-    """Counts since the daemon started; rates over the last interval."""
+class Counts(Struct, frozen=True, kw_only=True):
+    """Retained: how many a camera sees now; null while it is not online.
 
-    captured: Count
-    dropped: Count
-    still: Count
-    processed: Count
-    fps_in: float | None
-    fps_out: float | None
+    Of each label the most in any one frame of the last two seconds, so that a frame that misses
+    somebody does not count, and of labels seen before also the 0. What nothing has looked at since,
+    as with a motion gate, stays as it was seen.
+    """
 
-
-class ProcessTelemetry(Struct, frozen=True, kw_only=True):
-    """One process of the agent, from /proc."""
-
-    pid: int
-    cpu_percent: float | None
-    rss_mib: float | None
-    threads: int | None
-
-
-class OutboxTelemetry(Struct, frozen=True, kw_only=True):
-    """Results and telemetry waiting for the broker, and those given up; counts of this run."""
-
-    waiting: Count
-    waiting_mib: float
-    on_disk: Annotated[int, Meta(ge=0, description="of those waiting")]
-    on_disk_mib: float
-    published: Count
-    dropped: Count
-
-
-class MqttTelemetry(Struct, frozen=True, kw_only=True):
-    """The connection to the broker."""
-
-    protocol: str | None
-    reconnects: Count
-
-
-class Telemetry(Struct, frozen=True, kw_only=True):
-    """How the agent fares, each interval."""
-
-    schema: Literal["edge-agent/telemetry/1"] = "edge-agent/telemetry/1"
+    schema: Literal["edge-agent/counts/1"] = "edge-agent/counts/1"
     device: str
-    boot_id: str
-    seq: Annotated[int, Meta(ge=1, description="of the stream `telemetry`; as in a result")]
+    camera: str
     at: UnixSeconds
-    clock_synced: bool | None
-    clock_repaired: bool | UnsetType = UNSET
-    uptime_s: float
-    interval_s: float
-    cameras: dict[str, CameraTelemetry]
-    processes: dict[str, ProcessTelemetry | None]
-    worker_restarts: Count
-    outbox: OutboxTelemetry
-    mqtt: MqttTelemetry
+    total: Annotated[Count | None, Meta(description="of all labels")]
+    counts: Annotated[
+        dict[str, Count] | None,
+        Meta(description="of each label; class_<id> without one; at most 32 of a camera"),
+    ]
 
 
 class Gap(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from agent.contract import payloads
+from agent.contract import payloads, telemetry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +44,17 @@ CAMERA_STATUS = TopicRow(
     retained=True,
     says="online, offline, starting or frozen, since when and why",
 )
+COUNTS = TopicRow(
+    pattern="<p>/<d>/camera/<c>/counts",
+    payload=payloads.Counts,
+    retained=True,
+    says="how many of each label the camera sees now, when that changes",
+)
 TELEMETRY = TopicRow(
     pattern="<p>/<d>/telemetry",
-    payload=payloads.Telemetry,
+    payload=telemetry.Telemetry,
     retained=False,
-    says="frames, drops, rates, processes, outbox, each interval",
+    says="latency, power, energy, heat, frames, drops, processes, outbox, each interval",
 )
 GAP = TopicRow(
     pattern="<p>/<d>/gap",
@@ -56,7 +62,7 @@ GAP = TopicRow(
     retained=False,
     says="which results were given up, and why",
 )
-TABLE = (AVAILABILITY, STATUS, DETECTIONS, CAMERA_STATUS, TELEMETRY, GAP)
+TABLE = (AVAILABILITY, STATUS, DETECTIONS, CAMERA_STATUS, COUNTS, TELEMETRY, GAP)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,9 @@
-"""The composition root of the control process: the only place where settings meet constructors.
+"""The control process, from its start to its end.
 
 One thread runs the main loop: it waits on the workers' links, on signals and on timers. The MQTT
 link has a thread of its own, so that a slow broker or resolver never delays supervision; so has
-the outbox, so that a slow disk never does.
-
-Each model that cameras name is an engine with a worker process of its own: whatever one of
-them does, the cameras of the others go on.
+the outbox, so that a slow disk never does, and whatever looks at the board, so that a driver that
+hangs never does.
 """
 
 from __future__ import annotations
@@ -16,32 +14,20 @@ import math
 import os
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.choices import CHOICES_FILE, most_threads
-from agent.config import CameraConfig, Config, device_id
-from agent.contract import topics
-from agent.contract.topics import Topics
+from agent.config import Config
 from agent.daemon import reload
-from agent.daemon.clock_repair import ClockRepair
+from agent.daemon.build import Daemon, build_daemon, build_scrape
 from agent.daemon.instance import acquire
 from agent.daemon.liveness import Liveness, Watchdog
 from agent.daemon.main_loop import MainLoop, Outcome, Requests, requests_from_signals
-from agent.daemon.mqtt import MqttLink
-from agent.daemon.outbox import GapNote, Outbox, Record
-from agent.daemon.report import TELEMETRY_STREAM, EngineReport, Report, detections_stream
+from agent.daemon.outbox import Outbox
 from agent.daemon.systemd import Notifier
-from agent.daemon.workers.backoff_memory import BACKOFF_FILE, BackoffMemory
-from agent.daemon.workers.choice_memory import ChoiceMemory
-from agent.daemon.workers.failover import Failover
-from agent.daemon.workers.memory_limit import WorkerMemory, read_budget
-from agent.daemon.workers.probing import AcceleratorProbes
-from agent.daemon.workers.supervisor import Supervisor, stop_all
+from agent.daemon.workers.supervisor import stop_all
 from agent.errors import AgentError
-from agent.link import Resume, Start
 
 log = logging.getLogger(__name__)
 
@@ -55,143 +41,9 @@ END_WITHIN_S = 8.0
 # a worn SD card may hold a write back for many seconds.
 MQTT_STUCK_S = 15.0
 DISK_STUCK_S = 60.0
+MAIN_STUCK_S = 15.0
 
 Load = Callable[[], tuple[Config, list[str]]]
-
-
-@dataclass(slots=True)
-class Daemon:
-    """Everything that runs in the control process."""
-
-    supervisors: list[Supervisor]
-    mqtt: MqttLink
-    outbox: Outbox
-    report: Report
-    backoff: BackoffMemory
-
-
-def build_daemon(config: Config) -> Daemon:
-    """Wire the control process; of its threads only the outbox's runs yet."""
-    device = device_id(config.device)
-    boot_id = uuid.uuid4().hex  # one id per run of the daemon
-    names = Topics(config.mqtt.prefix, device)
-    state_dir = Path(config.device.state_dir)
-
-    def gap_record(note: GapNote) -> Record:
-        return report.gap_record(note)
-
-    def wake() -> None:
-        mqtt.wake()
-
-    clock = ClockRepair()
-    outbox = Outbox(
-        max_bytes=int(config.mqtt.outbox_max_mb * 1e6),
-        folder=state_dir,
-        repair=clock.repair,
-        on_refill=wake,
-    )
-    mqtt = MqttLink(
-        config.mqtt,
-        client_id=f"edge-agent-{device}",
-        availability_topic=names.name(topics.AVAILABILITY),
-        outbox=outbox,
-        gap_record=gap_record,
-    )
-    outbox.open()
-    report = Report(
-        device=device,
-        boot_id=boot_id,
-        groups=config.device.groups,
-        cameras=config.camera,
-        names=names,
-        mqtt=mqtt,
-        clock=clock,
-        telemetry_seq=outbox.first_seq(TELEMETRY_STREAM),
-    )
-    memory = ChoiceMemory(state_dir / CHOICES_FILE)
-    backoff = BackoffMemory(state_dir / BACKOFF_FILE)
-    served = cameras_by_model(config)
-    share = EngineShare(
-        boot_id=boot_id,
-        report=report,
-        outbox=outbox,
-        choices=memory,
-        backoff=backoff,
-        worker_memory=WorkerMemory(read_budget()),
-        most_threads=most_threads(len(served)),
-    )
-    supervisors = [build_engine(config, name, cameras, share) for name, cameras in served.items()]
-    return Daemon(supervisors=supervisors, mqtt=mqtt, outbox=outbox, report=report, backoff=backoff)
-
-
-def cameras_by_model(config: Config) -> dict[str, tuple[CameraConfig, ...]]:
-    """Return the models that cameras name, the one of [model] first, each with its cameras."""
-    names = sorted({camera.model for camera in config.camera})
-    return {
-        name: tuple(camera for camera in config.camera if camera.model == name) for name in names
-    }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineShare:
-    """What all engines have in common."""
-
-    boot_id: str
-    report: Report
-    outbox: Outbox
-    choices: ChoiceMemory
-    backoff: BackoffMemory
-    worker_memory: WorkerMemory
-    most_threads: int
-
-
-def build_engine(
-    config: Config, name: str, cameras: tuple[CameraConfig, ...], share: EngineShare
-) -> Supervisor:
-    """Wire one engine: its report and its supervisor."""
-    model = config.models[name] if name else config.model
-    second = {stage.model: config.models[stage.model] for stage in model.then}
-    models = {"": model, **second}
-
-    def make_start(resume: dict[str, Resume], avoid: str) -> Start:
-        return Start(
-            device=device_id(config.device),
-            boot_id=share.boot_id,
-            model=model,
-            second=second,
-            cameras=cameras,
-            resume=resume,
-            avoid=avoid,
-            most_threads=share.most_threads,
-            choices=share.choices.short,
-        )
-
-    listener = EngineReport(
-        name=name,
-        cameras=tuple(camera.name for camera in cameras),
-        accelerator_wanted=model.accelerator,
-        worker_pid=lambda: supervisor.worker_pid,
-        restarts=lambda: supervisor.restarts,
-        report=share.report,
-        learn=share.choices.learn,
-    )
-    share.report.engines.append(listener)
-    supervisor = Supervisor(
-        name=name,
-        make_start=make_start,
-        listener=listener,
-        failover=Failover(tuple(one.accelerator for one in models.values())),
-        start_probe=lambda names: AcceleratorProbes(
-            [models[one] for one in names], share.choices.learn
-        ),
-        first_seq={
-            camera.name: share.outbox.first_seq(detections_stream(camera.name))
-            for camera in cameras
-        },
-        backoff=share.backoff,
-        memory=share.worker_memory,
-    )
-    return supervisor
 
 
 def run_daemon(load: Load) -> int:
@@ -266,6 +118,9 @@ def _run(
         supervisors=daemon.supervisors,
         mqtt=daemon.mqtt,
         report=daemon.report,
+        telemetry=daemon.telemetry,
+        counts=daemon.counts,
+        announcer=daemon.announcer,
         requests=requests,
         notifier=notifier,
         watchdog=Watchdog(liveness, notifier.watchdog_s, notifier.watchdog),
@@ -274,6 +129,8 @@ def _run(
         refused=lambda: settings.refused,
         prove=daemon.backoff.prove,
     )
+    liveness.watch("main", MAIN_STUCK_S, lambda: loop.ticked_at)
+    scrape = build_scrape(config, daemon, liveness)
     hold_s = daemon.backoff.begin()
     if hold_s:
         log.warning("ended uncleanly several times; workers start in_s=%.0f", hold_s)
@@ -283,13 +140,20 @@ def _run(
         else:
             supervisor.start()
     daemon.report.publish_all()
+    daemon.counts.check(time.monotonic())  # that nobody knows yet, instead of the last run's
+    daemon.announcer.check(time.monotonic())
     daemon.mqtt.start()
+    daemon.instruments.board.start()
+    if scrape is not None:
+        scrape.start()
     outcome: Outcome = "stop"
     try:
         outcome = loop.run()
     finally:
         notifier.reloading() if outcome == "reload" else notifier.stopping()
         notifier.watchdog()  # nobody else says so until the end, or until the new program runs
+        if scrape is not None:
+            scrape.stop()
         _end(daemon, is_orderly=sys.exc_info()[0] is None)
         notifier.watchdog()
     return outcome
@@ -303,11 +167,13 @@ def _end(daemon: Daemon, *, is_orderly: bool) -> None:
         return max(0.1, min(most_s, deadline - time.monotonic()))
 
     stop_all(daemon.supervisors, left(STOP_WORKER_WITHIN_S))
+    daemon.instruments.board.stop()
     is_flushed = daemon.mqtt.stop(left(FLUSH_WITHIN_S))
     if is_orderly:
         daemon.backoff.prove()  # written while the outbox is
     unsaved = daemon.outbox.close(left(SAVE_WITHIN_S))
     daemon.backoff.flush(left(SAVE_WITHIN_S))
+    daemon.announced.flush(left(SAVE_WITHIN_S))
     if unsaved:
         log.error("stopped; what waited could not be saved lost=%d", unsaved)
     elif not is_flushed:

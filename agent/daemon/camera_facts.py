@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from agent.config import CameraConfig
-from agent.contract.payloads import CameraState, CameraTelemetry
+from agent.contract.payloads import CameraState
+from agent.contract.telemetry import CameraTelemetry
 from agent.link import CameraCounts
+from agent.telemetry.latency import LatencyBook
 
 NOTHING = CameraCounts(captured=0, dropped=0, still=0, processed=0, last_frame_id=0)
 SEEN: tuple[CameraState, ...] = ("online", "frozen")  # frames come
@@ -33,6 +38,7 @@ class CameraFacts:
     captured_then: int = 0  # at the last telemetry
     processed_then: int = 0
     fps: float | None = None
+    result_at: float = -math.inf  # monotonic
 
     def totals(self) -> tuple[int, int, int, int]:
         """Return frames captured, dropped, still, processed since the daemon started."""
@@ -57,20 +63,38 @@ class CameraFacts:
         self.fps = None
 
 
-def camera_telemetry(camera: CameraFacts, interval_s: float) -> CameraTelemetry:
-    """Return the counts, and the rates since the last call."""
+def camera_counts(camera: CameraFacts, latency: LatencyBook) -> CameraTelemetry:
+    """Return the counts alone; no interval ends by it."""
     captured, dropped, still, processed = camera.totals()
+    return CameraTelemetry(
+        captured=captured,
+        dropped=dropped,
+        still=still,
+        processed=processed,
+        fps_in=None,
+        fps_out=None,
+        deadline_ms=latency.deadline_ms(camera.config.name),
+        deadline_misses=latency.misses(camera.config.name),
+    )
+
+
+def camera_telemetry(
+    camera: CameraFacts, interval_s: float, latency: LatencyBook
+) -> CameraTelemetry:
+    """Return the counts, and the rates and times since the last call."""
+    name = camera.config.name
+    counts = camera_counts(camera, latency)
+    captured, processed = counts.captured, counts.processed
     fps_in = fps_out = None
     if interval_s > 0.5:
         fps_in = round(max(0, captured - camera.captured_then) / interval_s, 2)
         fps_out = round(max(0, processed - camera.processed_then) / interval_s, 2)
     camera.captured_then, camera.processed_then = captured, processed
     camera.fps = fps_out if camera.state in SEEN else None
-    return CameraTelemetry(
-        captured=captured,
-        dropped=dropped,
-        still=still,
-        processed=processed,
+    return replace(
+        counts,
         fps_in=fps_in,
         fps_out=fps_out,
+        latency_ms=latency.window(name),
+        latency_since_start_ms=latency.since_start(name),
     )

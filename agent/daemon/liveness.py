@@ -29,7 +29,7 @@ class Loop:
 
 @dataclass(slots=True)
 class Liveness:
-    """The loops of the process. Used by one thread; `ticked_at` is read from it as well."""
+    """The loops of the process. Used by one thread, but for `silent`; so is each `ticked_at`."""
 
     loops: list[Loop] = field(default_factory=list)
     _known_stuck: set[str] = field(default_factory=set)
@@ -49,6 +49,15 @@ class Liveness:
             log.info("loop turns again name=%s", name)
         self._known_stuck = set(stuck)
         return stuck
+
+    def silent(self, now: float) -> list[str]:
+        """Return the same as sentences; any thread, as nothing is logged or kept."""
+        silent_s = ((loop, now - loop.ticked_at()) for loop in self.loops)
+        return [
+            f"loop {loop.name} has not turned for {silent:.0f} s"
+            for loop, silent in silent_s
+            if silent > loop.longest_s
+        ]
 
 
 @dataclass(slots=True)

@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from agent.daemon.announcer import Announcer
+from agent.daemon.counts import CountReport
 from agent.daemon.liveness import Watchdog
 from agent.daemon.mqtt import MqttLink
 from agent.daemon.reload import accept_signals
 from agent.daemon.report import Report
 from agent.daemon.systemd import Notifier
+from agent.daemon.telemetry_report import TelemetryReport
 from agent.daemon.workers.backoff_memory import PROVEN_AFTER_S
 from agent.daemon.workers.supervisor import Supervisor
 from agent.sensors.coral import find_corals
@@ -90,6 +93,9 @@ class MainLoop:
     supervisors: list[Supervisor]
     mqtt: MqttLink
     report: Report
+    telemetry: TelemetryReport
+    counts: CountReport
+    announcer: Announcer
     requests: Requests
     notifier: Notifier
     watchdog: Watchdog
@@ -98,6 +104,7 @@ class MainLoop:
     wants_reload: Callable[[], bool]
     refused: Callable[[], str]  # why the configuration on disk is not used, empty if it is
     prove: Callable[[], None]  # called once this run is no part of a crash loop
+    ticked_at: float = field(default_factory=time.monotonic)  # when it last turned; any thread
     _is_ready: bool = False
     _is_proven: bool = False
     _next_status: float = 0.0
@@ -122,6 +129,7 @@ class MainLoop:
                 _follow(selector, registered, [one.link for one in self.supervisors])
                 telemetry_s = next_telemetry - time.monotonic()
                 due_s = min(due_s, self._look_after(started), telemetry_s, LONGEST_WAIT_S)
+                due_s = min(due_s, self._tell_news(time.monotonic()))
                 for key, _ in selector.select(max(0.0, due_s)):
                     if key.fileobj is self.requests.wake:
                         self.requests.wake.recv(64)
@@ -129,8 +137,13 @@ class MainLoop:
                         self.supervisors[key.data].receive()
                 if time.monotonic() >= next_telemetry:
                     next_telemetry = time.monotonic() + self.telemetry_interval_s
-                    self.report.publish_telemetry()
+                    self.telemetry.publish()
         return "stop"
+
+    def _tell_news(self, now: float) -> float:
+        """Publish what is seen, and who we are; return in how many seconds to look again."""
+        self.telemetry.look()
+        return min(self.counts.check(now), self.announcer.check(now))
 
     def _look_after(self, started: float) -> float:
         """Look at the other loops, and tell systemd how all of them fare.
@@ -138,6 +151,7 @@ class MainLoop:
         Returns the seconds until its watchdog is due.
         """
         now = time.monotonic()
+        self.ticked_at = now
         self.mqtt.ensure_running()
         self.report.follow_clock()
         due_s = self.watchdog.turn(now)

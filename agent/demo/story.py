@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agent.contract.payloads import CameraStatus, Gap, Result, Status, Telemetry
+from agent.contract.payloads import CameraStatus, Gap, Result, Status
+from agent.contract.telemetry import Telemetry
 from agent.demo.figures import Figures
 from agent.demo.subscriber import Received
 from agent.demo.usage import Usage

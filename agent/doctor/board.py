@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+from msgspec import UNSET
 
 from agent.config import Config
+from agent.contract.reading import Accel, Throttle, ThrottleFlags
 from agent.daemon.outbox import MOST_MEMORY_BYTES
 from agent.doctor.check import Check, State, ok, warn, worst
-from agent.sensors.board import read_board_model
-from agent.sensors.commands import ask
-from agent.sensors.coral import apex_heat
-from agent.sensors.throttling import (
-    CAPPED,
-    SOFT_LIMIT,
-    THROTTLED,
-    UNDER_VOLTAGE,
-    Throttling,
-    read_throttling,
-)
+from agent.sensors.accel import AccelReader
+from agent.sensors.board import identify, read_board_model
+from agent.sensors.commands import Ask, ask
+from agent.sensors.files import BoardFiles
+from agent.sensors.mailbox import Mailbox, through_mailbox
+from agent.sensors.thermal import ThermalReader
+from agent.sensors.throttling import UNDER_VOLTAGE_EVENTS, ThrottleReader
 
 MIB = 1 << 20
 # Resident with the shipped model and one 720p camera: 28 MiB and 97 MiB, measured on x86-64.
@@ -29,43 +28,67 @@ SUPPLY = "use the maker's power supply and its cable, and power USB devices from
 COOLING = "add a heat sink or a fan, or move the board to where air passes"
 
 
-def check_power(throttling: Throttling) -> Check:
+def check_power(throttle: Throttle | None) -> Check:
     """Whether the board gets the voltage it needs: without, cameras and cards drop out."""
+    now, earlier = _flags(throttle)
+    alarm = None if throttle is None else throttle.hwmon_under_voltage_alarm
     faults: list[tuple[State, str, str]] = []
-    if throttling.now & UNDER_VOLTAGE:
+    if now is not None and now.under_voltage:
         message = "the voltage is too low at this moment, and devices and cards may drop out"
         faults.append(("fail", message, SUPPLY))
-    elif throttling.earlier & UNDER_VOLTAGE:
+    elif alarm is True or (earlier is not None and earlier.under_voltage):
         faults.append(("warn", "the voltage has been too low since the board was started", SUPPLY))
-    if throttling.under_voltage_events:
-        count = throttling.under_voltage_events
-        message = f"the voltage has been too low {count} times since the board was started"
+    events = _under_voltage_events(throttle)
+    if events:
+        message = f"the voltage has been too low {events} times since the board was started"
         faults.append(("warn", message, SUPPLY))
-    is_known = throttling.flags is not None or throttling.under_voltage_events is not None
+    is_known = earlier is not None or isinstance(alarm, bool) or events is not None
     message = "enough voltage since the start" if is_known else "this board does not tell"
     return worst("power", "" if faults else message, faults)
 
 
-def check_heat(throttling: Throttling, apex: list[str]) -> Check:
-    """Whether heat slows the processor or a PCIe Coral; `apex` says what does of the latter."""
+def check_heat(throttle: Throttle | None, edgetpus: Sequence[Accel] = ()) -> Check:
+    """Whether heat slows the processor or a PCIe Coral."""
+    now, earlier = _flags(throttle)
+    alerts = (throttle and throttle.alerts_active) or []
     faults: list[tuple[State, str, str]] = []
-    hot = THROTTLED | SOFT_LIMIT
-    if throttling.now & hot or throttling.alerts:
-        alerts = f" ({', '.join(throttling.alerts)})" if throttling.alerts else ""
-        message = f"the board slows itself down at this moment, for heat{alerts}"
+    if alerts or _is_hot(now):
+        named = f" ({', '.join(alerts)})" if alerts else ""
+        message = f"the board slows itself down at this moment, for heat{named}"
         faults.append(("warn", message, COOLING))
-    elif throttling.earlier & hot:
+    elif _is_hot(earlier):
         message = "heat has slowed the board down since it was started"
         faults.append(("warn", message, COOLING))
     # Capped clocks follow from heat or from voltage; said only where neither is.
-    only_capped = throttling.now & CAPPED and not throttling.now & (hot | UNDER_VOLTAGE)
-    if only_capped:
+    if now is not None and now.freq_capped and not now.under_voltage and not _is_hot(now):
         message = "the firmware holds the processor's clock down at this moment"
         faults.append(("warn", message, f"{COOLING}; and {SUPPLY}"))
-    faults.extend(("warn", one, COOLING) for one in apex)
-    is_known = throttling.flags is not None
+    faults.extend(("warn", _hot_edgetpu(one), COOLING) for one in edgetpus if one.throttled is True)
+    is_known = throttle is not None and throttle.throttled_now is not None
     message = "not slowed down" if is_known else "nothing says that it slows itself down"
     return worst("heat", "" if faults else message, faults)
+
+
+def _flags(throttle: Throttle | None) -> tuple[ThrottleFlags | None, ThrottleFlags | None]:
+    if throttle is None or throttle.now is UNSET or throttle.since_boot is UNSET:
+        return None, None
+    return throttle.now, throttle.since_boot
+
+
+def _is_hot(flags: ThrottleFlags | None) -> bool:
+    return flags is not None and (flags.throttled or flags.soft_temp_limit)
+
+
+def _under_voltage_events(throttle: Throttle | None) -> int | None:
+    events = None if throttle is None else throttle.oc_events
+    return None if events is UNSET or events is None else events.get(UNDER_VOLTAGE_EVENTS)
+
+
+def _hot_edgetpu(accel: Accel) -> str:
+    trips = [] if accel.trip_points_c is UNSET else accel.trip_points_c
+    return (
+        f"{accel.name} is at {accel.temp_c:.0f} °C and slows itself down from {trips[0]:.0f} °C on"
+    )
 
 
 def check_memory(config: Config) -> Check:
@@ -129,13 +152,22 @@ def check_watchdog(root: Path = Path("/"), ask_systemd: Callable[..., str | None
     )
 
 
-def examine_board(root: Path = Path("/")) -> list[Check]:
+def examine_board(root: Path = Path("/"), ask_firmware: Ask = ask) -> list[Check]:
     """Return what the board says of its power, its heat and its kernel."""
-    throttling = read_throttling(root)
+    files, mailbox = BoardFiles(root), Mailbox(root)
+    try:
+        accel = AccelReader(files)
+        edgetpus = accel.edgetpus(ThermalReader(files).read().temps_c)
+        firmware = through_mailbox(ask_firmware, mailbox)
+        throttling = ThrottleReader(files, identify(files), firmware)
+        throttle = throttling.read(time.monotonic(), edgetpus)
+    finally:
+        files.close()
+        mailbox.close()
     return [
         ok("board", read_board_model(root) or "it has no name"),
-        check_power(throttling),
-        check_heat(throttling, apex_heat(root)),
+        check_power(throttle),
+        check_heat(throttle, edgetpus),
         check_memory_limits(root),
         check_watchdog(root),
     ]

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from typing import TypeAlias
+
+# Of a command's words; None where it is not there or fails.
+Ask: TypeAlias = Callable[..., str | None]
 
 # An ordinary user's PATH lacks the folders where Debian puts iw and others.
 SYSTEM_FOLDERS = "/usr/sbin:/sbin:/usr/bin:/bin"

@@ -132,23 +132,6 @@ def _usb_corals(root: Path) -> Iterator[Coral]:
             number += 1
 
 
-def apex_heat(root: Path = Path("/")) -> list[str]:
-    """Return a sentence for each PCIe Coral whose heat slows it down.
-
-    gasket-driver, src/apex_driver.c: millidegrees; at each trip point the clock is cut by a
-    step. USB Corals have no sensor.
-    """
-    found = []
-    for device in sorted((root / "sys/class/apex").glob("apex_[0-9]*")):
-        temperature, trip = _text(device / "temp") or "", _text(device / "trip_point0_temp") or ""
-        if temperature.isdecimal() and trip.isdecimal() and int(temperature) >= int(trip) > 0:
-            found.append(
-                f"{device.name} is at {int(temperature) / 1000:.0f} °C and slows itself down "
-                f"from {int(trip) / 1000:.0f} °C on"
-            )
-    return found
-
-
 def _text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()

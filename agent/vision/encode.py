@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ from agent.contract.payloads import (
     TensorStatistics,
     encode,
 )
+from agent.link import FrameTimes
 from agent.vision.handoff import Frame
 from agent.vision.heads import Boxes, ClassMap, Decoded, Poses, Scores, Tensors
 from agent.vision.model import Model
@@ -280,7 +280,7 @@ class CameraStream:
         frame: Frame,
         frame_size: tuple[int, int],
         findings: Findings,
-        timing: Timing,
+        times: FrameTimes,
         origin: Origin,
         *,
         clock_synced: bool | None,
@@ -289,7 +289,6 @@ class CameraStream:
         seq, self.next_seq = self.next_seq, self.next_seq + 1
         dropped, self.dropped = self.dropped, 0
         still, self.still = self.still, 0
-        done_ns = time.monotonic_ns()
         result = Result(
             device=origin.device,
             camera=self.name,
@@ -298,21 +297,18 @@ class CameraStream:
             frame_id=frame.frame_id,
             captured_at=round(frame.captured_at, 6),
             clock_synced=clock_synced,
-            latency_ms=_ms(frame.captured_ns, done_ns),
+            latency_ms=_ms(times.total),
             dropped=dropped,
             still=still,
             frame=FrameSize(width=frame_size[0], height=frame_size[1]),
             model=origin.model,
             accelerator=origin.accelerator,
             stage_ms=StageTimes(
-                queue=_ms(
-                    frame.captured_ns + timing.prepared_ns,
-                    timing.taken_ns + timing.invoke_started_ns,
-                ),
-                preprocess=_ms(timing.taken_ns, timing.prepared_ns),
-                inference=_ms(timing.invoke_started_ns, timing.invoked_ns),
-                postprocess=_ms(timing.invoked_ns + timing.cascade_ns, done_ns),
-                cascade=_ms(0, timing.cascade_ns) if timing.cascade_ns else UNSET,
+                queue=_ms(times.queue),
+                preprocess=_ms(times.preprocess),
+                inference=_ms(times.inference),
+                postprocess=_ms(times.postprocess),
+                cascade=_ms(times.cascade) if times.cascade else UNSET,
             ),
             detections=findings.detections,
             classes=findings.classes,
@@ -324,5 +320,5 @@ class CameraStream:
         return seq, encode(result)
 
 
-def _ms(start_ns: int, end_ns: int) -> float:
-    return round((end_ns - start_ns) / 1e6, 3)
+def _ms(ns: int) -> float:
+    return round(ns / 1e6, 3)

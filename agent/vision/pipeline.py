@@ -27,11 +27,13 @@ from typing import TypeVar
 import msgspec
 
 from agent.config import Region
+from agent.link import ResultOut
 from agent.sensors.clock import judge_capture
 from agent.vision.capture import Capture
 from agent.vision.cascade import Cascade
 from agent.vision.encode import CameraStream, Findings, Keep, Origin, Timing, findings_of
 from agent.vision.engines import Tensor
+from agent.vision.frame_log import FrameLog, counted_ids, times_of
 from agent.vision.handoff import Frame, FrameBuffers, LatestSlot, Taken, take_next
 from agent.vision.model import Model
 from agent.vision.preprocess import Transform, preprocess
@@ -43,8 +45,6 @@ T = TypeVar("T")
 WAIT_S = 0.5
 OUTPUT_SETS = 2
 INVOKES_KEPT, INVOKES_ENOUGH = 512, 100
-# camera, seq, frame_id, payload, and what may correct its time (`ResultOut.clock_offset_s`)
-Emit = Callable[[str, int, int, bytes, float | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class Pipeline:
         lanes: dict[str, CameraLane],
         ready: threading.Condition,
         origin: Origin,
-        emit: Emit,
+        emit: Callable[[ResultOut], None],
         clock_synced: Callable[[], bool | None],
         stopping: threading.Event,
     ) -> None:
@@ -103,6 +103,7 @@ class Pipeline:
         self.ticks: dict[str, int] = {}
         self.failure: BaseException | None = None
         self.invoke_s: deque[float] = deque(maxlen=INVOKES_KEPT)
+        self.frame_log = FrameLog(model.label)
         self._ready = ready
         self._slots: Sequence[LatestSlot] = [lane.slot for lane in lanes.values()]
         self._origin = origin
@@ -200,35 +201,57 @@ class Pipeline:
             self._inferred.put(None)
 
     def _postprocess(self) -> None:
-        """Decode, go back to pixels of the frame, look closer, encode, emit."""
+        """Decode, go back to pixels of the frame, look closer, publish."""
         while (inferred := self._take(self._inferred, "postprocess")) is not None:
             frame = inferred.prepared.frame
             lane = self.lanes[frame.camera]
-            stream, transform = lane.stream, inferred.prepared.transform
             decoded = self.model.decode(inferred.outputs)
+            transform = inferred.prepared.transform
             findings = findings_of(decoded, transform, self.model, lane.keep)
             self._free_outputs.put(inferred.outputs)
             timing = inferred.timing
             if self._cascade is not None:
                 findings, timing = self._look_closer(self._cascade, frame, findings, timing)
                 lane.buffers.give_back(frame.pixels)
-            stream.dropped += inferred.prepared.dropped
-            stream.still += inferred.prepared.still
-            stream.processed += 1
-            if stream.wants(findings.class_ids()):
-                is_synced, offset_s = judge_capture(
-                    self._clock_synced(), frame.captured_at, frame.captured_ns
+            self._publish(lane.stream, inferred.prepared, findings, timing)
+
+    def _publish(
+        self, stream: CameraStream, prepared: Prepared, findings: Findings, timing: Timing
+    ) -> None:
+        """Account for a frame; encode and emit its result if its camera's policy wants one."""
+        frame, transform = prepared.frame, prepared.transform
+        stream.dropped += prepared.dropped
+        stream.still += prepared.still
+        stream.processed += 1
+        class_ids = findings.class_ids()
+        is_wanted = stream.wants(class_ids)
+        done_ns = time.monotonic_ns()
+        times = times_of(frame, timing, done_ns)
+        self.frame_log.note(times, counted_ids(findings, class_ids))
+        if is_wanted:
+            is_synced, offset_s = judge_capture(
+                self._clock_synced(), frame.captured_at, frame.captured_ns
+            )
+            seq, payload = stream.encode(
+                frame,
+                (transform.frame_width, transform.frame_height),
+                findings,
+                times,
+                self._origin,
+                clock_synced=is_synced,
+            )
+            self._emit(
+                ResultOut(
+                    camera=stream.name,
+                    seq=seq,
+                    frame_id=frame.frame_id,
+                    payload=payload,
+                    clock_offset_s=offset_s,
+                    captured_ns=frame.captured_ns,
+                    encoded_ns=done_ns,  # so that what follows it adds up with the stages
                 )
-                seq, payload = stream.encode(
-                    frame,
-                    (transform.frame_width, transform.frame_height),
-                    findings,
-                    timing,
-                    self._origin,
-                    clock_synced=is_synced,
-                )
-                self._emit(stream.name, seq, frame.frame_id, payload, offset_s)
-            stream.last_frame_id = frame.frame_id  # after it is out: a heartbeat may tell of it
+            )
+        stream.last_frame_id = frame.frame_id  # after it is out: a heartbeat may tell of it
 
     def _look_closer(
         self, cascade: Cascade, frame: Frame, findings: Findings, timing: Timing

@@ -50,6 +50,7 @@ from agent.vision.cascade import Cascade, SecondStages
 from agent.vision.chooser import FirstLook
 from agent.vision.encode import CameraStream, Origin
 from agent.vision.filter import filter_of
+from agent.vision.frame_log import NOTHING_NEW, News, bare
 from agent.vision.handoff import FrameBuffers, LatestSlot, U8Image
 from agent.vision.heads import Task
 from agent.vision.model import Model, load_model
@@ -60,7 +61,11 @@ from agent.vision.recurrent import State
 log = logging.getLogger(__name__)
 
 BEAT_EVERY_S = 0.5
+# In one heartbeat; 130 bytes each at most, and a message has to fit the socket's buffer, of which
+# a kernel's default (net.core.wmem_max) allows twice 208 KiB.
+BEAT_FRAMES = 1024
 STOP_WITHIN_S = 3.0
+LAST_BEAT_WITHIN_S = 1.0
 # A thread that wants to go on waits this long for one that computes in Python. The default
 # of 5 ms is a whole inference; shorter slices cost nothing measurable with this few threads.
 SWITCH_INTERVAL_S = 0.0005
@@ -81,10 +86,12 @@ class Worker:
         self._capture_ticks: dict[str, int] = {}
         self._pipeline: Pipeline | None = None
         self._opening_since: int | None = None
+        self._ended = threading.Event()  # all stages have
 
     def run(self) -> int:
         """Serve one start message until told to stop; return the exit code."""
-        threading.Thread(target=self._beat_loop, name="agent.heartbeat", daemon=True).start()
+        heart = threading.Thread(target=self._beat_loop, name="agent.heartbeat", daemon=True)
+        heart.start()
         start = self._inbox.receive()
         if not isinstance(start, Start):
             return 0
@@ -104,6 +111,8 @@ class Worker:
         deadline = time.monotonic() + STOP_WITHIN_S
         for stage in stages:
             stage.join(max(0.0, deadline - time.monotonic()))
+        self._ended.set()
+        heart.join(LAST_BEAT_WITHIN_S)
         if self._pipeline is not None and self._pipeline.failure is not None:
             failure = self._pipeline.failure
             self._say(Failed(code="worker", reason=f"{type(failure).__name__}: {failure}"))
@@ -255,22 +264,13 @@ class Worker:
 
         threading.Thread(target=run, name=f"agent.capture.{name}", daemon=True).start()
 
-    def _emit(
-        self, camera: str, seq: int, frame_id: int, payload: bytes, clock_offset_s: float | None
-    ) -> None:
+    def _emit(self, result: ResultOut) -> None:
         try:
-            self._say(
-                ResultOut(
-                    camera=camera,
-                    seq=seq,
-                    frame_id=frame_id,
-                    payload=payload,
-                    clock_offset_s=clock_offset_s,
-                )
-            )
+            self._say(result)
         except OSError as error:
+            size = len(result.payload)
             raise RuntimeError(
-                f"a result of {len(payload)} bytes is too large to hand on; lower max_detections"
+                f"a result of {size} bytes is too large to hand on; lower max_detections"
             ) from error
 
     def _say(self, message: FromWorker) -> None:
@@ -282,30 +282,52 @@ class Worker:
             os._exit(0)  # the parent is gone, and with it every reason to be here
 
     def _beat_loop(self) -> None:
+        self._beat()
+        while not self._ended.wait(BEAT_EVERY_S):
+            self._beat()
+        self._beat()  # of the last frames
+
+    def _beat(self) -> None:
+        """Say that this process is alive, and all that it has counted."""
         while True:
-            now = time.monotonic_ns()
-            ticks = {f"capture.{name}": at for name, at in list(self._capture_ticks.items())}
-            if self._pipeline is not None:
-                ticks.update(list(self._pipeline.ticks.items()))
-            for lane in list(self._lanes.values()):
-                lane.capture.note_silence(now / 1e9)
-            counts = {
-                name: CameraCounts(
-                    captured=lane.capture.captured,
-                    dropped=lane.capture.dropped,
-                    still=lane.capture.still,
-                    processed=lane.stream.processed,
-                    last_frame_id=lane.stream.last_frame_id,
-                )
-                for name, lane in list(self._lanes.items())
-            }
-            opening_since = self._opening_since
-            if opening_since is not None:
-                ticks[OPENING] = opening_since
-            ages = {stage: (now - at) / 1e9 for stage, at in ticks.items()}
-            p99_s = self._pipeline.invoke_p99_s() if self._pipeline is not None else None
-            self._say(Beat(stage_age_s=ages, cameras=counts, invoke_p99_s=p99_s))
-            time.sleep(BEAT_EVERY_S)
+            pipeline = self._pipeline
+            news = pipeline.frame_log.take(BEAT_FRAMES) if pipeline is not None else NOTHING_NEW
+            beat = self._heartbeat(pipeline, news)
+            try:
+                self._say(beat)
+            except OSError:  # labels of any length: alive all the same
+                self._say(bare(beat))
+            if len(news.times) < BEAT_FRAMES:
+                return
+
+    def _heartbeat(self, pipeline: Pipeline | None, news: News) -> Beat:
+        now = time.monotonic_ns()
+        ticks = {f"capture.{name}": at for name, at in list(self._capture_ticks.items())}
+        if pipeline is not None:
+            ticks.update(list(pipeline.ticks.items()))
+        opening_since = self._opening_since
+        if opening_since is not None:
+            ticks[OPENING] = opening_since
+        for lane in list(self._lanes.values()):
+            lane.capture.note_silence(now / 1e9)
+        counts = {
+            name: CameraCounts(
+                captured=lane.capture.captured,
+                dropped=lane.capture.dropped,
+                still=lane.capture.still,
+                processed=lane.stream.processed,
+                last_frame_id=lane.stream.last_frame_id,
+                found=news.found.get(name, {}),
+            )
+            for name, lane in list(self._lanes.items())
+        }
+        return Beat(
+            stage_age_s={stage: (now - at) / 1e9 for stage, at in ticks.items()},
+            cameras=counts,
+            invoke_p99_s=pipeline.invoke_p99_s() if pipeline is not None else None,
+            times=news.times,
+            times_lost=news.lost,
+        )
 
     def _listen(self) -> None:
         """Wait for the parent's word, or for its end."""

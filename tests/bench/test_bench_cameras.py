@@ -15,8 +15,8 @@ FOUR = SETUPS[2]
 
 def played(**changes):
     values = {
-        "arrivals": {}, "elapsed_s": 2.0, "first_result_s": 1.0, "cpu_s": 1.5, "pss_mib": 100.0,
-        "status": None,
+        "arrivals": {}, "elapsed_s": 2.0, "began_s": 5.0, "ended_s": 7.0, "first_result_s": 1.0,
+        "cpu_s": 1.5, "pss_mib": 100.0, "status": None,
     }  # fmt: skip
     return Played(**{**values, **changes})
 

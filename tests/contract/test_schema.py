@@ -8,6 +8,7 @@ import sys
 import jsonschema
 import msgspec
 import pytest
+from made_up_board import MadeUpBoard
 
 from agent import __version__
 from agent.cli import main
@@ -95,6 +96,13 @@ def samples():
     yield "camera-status", camera_status()
     yield "camera-status", camera_status(state="frozen", reason="the picture stands still")
     yield "camera-status", camera_status(state="online", reason=None, width=640, fps=29.9)
+    for total, counts in ((3, {"person": 1, "traffic light": 2, "cat": 0}), (None, None)):
+        yield (
+            "counts",
+            payloads.Counts(
+                device="porch-pi", camera="door", at=1795248000.0, total=total, counts=counts
+            ),
+        )
     yield (
         "gap",
         payloads.Gap(
@@ -153,38 +161,13 @@ def samples():
             clock_synced=None,
         ),
     )
-    yield (
-        "telemetry",
-        payloads.Telemetry(
-            device="porch-pi",
-            boot_id="6f1c",
-            seq=7,
-            at=1795248000.0,
-            clock_synced=False,
-            uptime_s=12.5,
-            interval_s=10.0,
-            cameras={
-                "door": payloads.CameraTelemetry(
-                    captured=300, dropped=12, still=0, processed=288, fps_in=29.9, fps_out=None
-                )
-            },
-            processes={
-                "control": payloads.ProcessTelemetry(
-                    pid=4711, cpu_percent=None, rss_mib=31.5, threads=3
-                ),
-                "worker": None,
-            },
-            worker_restarts=0,
-            outbox=payloads.OutboxTelemetry(
-                waiting=0, waiting_mib=0.0, on_disk=0, on_disk_mib=0.0, published=288, dropped=0
-            ),
-            mqtt=payloads.MqttTelemetry(protocol="5", reconnects=0),
-        ),
-    )
+    board = MadeUpBoard()
+    board.go_on(10)
+    yield "telemetry", board.telemetry()
 
 
 SAMPLES = [(name, json.loads(payloads.encode(payload))) for name, payload in samples()]
-NAMES = ["status", "detections", "camera-status", "telemetry", "gap"]
+NAMES = ["status", "detections", "camera-status", "counts", "telemetry", "gap"]
 
 
 def test_every_payload_of_the_topic_table_has_a_schema_and_a_sample():

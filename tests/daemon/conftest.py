@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from watching import FAST, Watcher, gap_record
 
 from agent.config import MqttConfig
 from agent.daemon.mqtt import MqttLink, Timing
+from agent.daemon.mqtt.subscriptions import OnMessage
 from agent.daemon.outbox import Outbox
 
 
@@ -69,7 +70,8 @@ def make_link() -> Iterator[Callable[..., MqttLink]]:
 
     def make(
         port: int, *, host: str = "127.0.0.1", scheme: str = "mqtt", max_bytes: int = 1 << 24,
-        timing: Timing = FAST, settings: dict[str, object] | None = None, **arguments: object,
+        timing: Timing = FAST, settings: dict[str, object] | None = None,
+        subscriptions: Sequence[tuple[str, int, OnMessage]] = (), **arguments: object,
     ) -> MqttLink:  # fmt: skip
         link = MqttLink(
             MqttConfig(url=f"{scheme}://{host}:{port}", **(settings or {})),  # type: ignore[arg-type]
@@ -79,6 +81,8 @@ def make_link() -> Iterator[Callable[..., MqttLink]]:
             timing=timing,
             **{"gap_record": gap_record, **arguments},  # type: ignore[arg-type]
         )
+        for subscription in subscriptions:
+            link.subscribe(*subscription)
         link.start()
         links.append(link)
         return link

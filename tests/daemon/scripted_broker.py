@@ -1,10 +1,10 @@
 """A broker that does what a test tells it to: a real TCP server that speaks enough MQTT.
 
-It reads CONNECT, PUBLISH, PINGREQ and DISCONNECT of MQTT 5 and 3.1.1 as the standard has them,
-independent of the client's library, and answers by script. What no client may do is noted in
-`faults`: more unacknowledged messages than allowed, a packet larger than allowed, a packet id
-used twice, two CONNECTs, a malformed packet. A test ends with `assert not broker.faults`; the
-fixture `scripted` does that by itself.
+It reads CONNECT, PUBLISH, SUBSCRIBE, PUBACK, PINGREQ and DISCONNECT of MQTT 5 and 3.1.1 as the
+standard has them, independent of the client's library, and answers by script. What no client may
+do is noted in `faults`: more unacknowledged messages than allowed, a packet larger than allowed, a
+packet id used twice, two CONNECTs, a malformed packet. A test ends with `assert not broker.faults`;
+the fixture `scripted` does that by itself.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-CONNECT, PUBLISH, PINGREQ, DISCONNECT = 1, 3, 12, 14
+CONNECT, PUBLISH, PUBACK, SUBSCRIBE, PINGREQ, DISCONNECT = 1, 3, 4, 8, 12, 14
 # The goal of this client, whatever a broker would allow.
 CLIENT_WINDOW = 20
 # How long a connection waits before it looks for answers that are due.
@@ -33,6 +34,8 @@ class Connect:
     client_id: str
     keep_alive_s: int
     has_will: bool
+    receive_maximum: int | None = None
+    max_packet: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,16 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Subscribed:
+    """A SUBSCRIBE of one filter as it was read."""
+
+    connection: int
+    topic_filter: str
+    qos: int
+    mid: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What follows a PUBLISH: a PUBACK, or `raw` in its place, and perhaps the end."""
 
@@ -110,7 +123,9 @@ class ScriptedBroker:
     """Listens from `start` to `stop`; the script may be changed at any time.
 
     `answer` is asked for each PUBLISH: an `Answer`, or None for never. While `holds` is set
-    no PUBACK leaves, whatever the script says; PINGREQ is still answered.
+    no PUBACK leaves, whatever the script says; PINGREQ is still answered. `grant` is asked for
+    each SUBSCRIBE: the reason code of its SUBACK, None for no answer, or an `Answer` of which
+    `raw` and `hang_up` count. What `send` is given goes out on the newest connection.
     """
 
     def __init__(
@@ -123,6 +138,10 @@ class ScriptedBroker:
         self.holds = threading.Event()
         self.connects: list[Connect] = []
         self.published: list[Published] = []
+        self.grant: Callable[[Subscribed], int | Answer | None] = lambda asked: asked.qos
+        self.subscribed: list[Subscribed] = []
+        self.acknowledged: list[int] = []
+        self._outgoing: deque[bytes] = deque()
         self.pings = 0
         self.farewells: list[int] = []
         self.most_unanswered = 0
@@ -143,6 +162,9 @@ class ScriptedBroker:
             thread.join(10)
             assert not thread.is_alive()
         self._server.close()
+
+    def send(self, data: bytes) -> None:
+        self._outgoing.append(data)
 
     def payloads(self, topic: str) -> list[bytes]:
         return [one.payload.strip() for one in list(self.published) if one.topic == topic]
@@ -173,6 +195,8 @@ class ScriptedBroker:
                         self.longest_silence_s = max(self.longest_silence_s, now - heard_at)
                     heard_at = now
                     line.unread += data
+                if self._outgoing and line.protocol and line.number == len(self.connects) - 1:
+                    line.sock.sendall(self._outgoing.popleft())
                 while (packet := _cut(line.unread)) is not None:
                     if not self._read(line, *packet):
                         return
@@ -191,6 +215,11 @@ class ScriptedBroker:
         if kind == PUBLISH:
             self._on_publish(line, head, body)
             return True
+        if kind == SUBSCRIBE:
+            return self._on_subscribe(line, head, body)
+        if kind == PUBACK:
+            self.acknowledged.append(struct.unpack_from("!H", body)[0])
+            return True
         if kind == PINGREQ:
             self.pings += 1
             line.sock.sendall(b"\xd0\x00")
@@ -205,8 +234,10 @@ class ScriptedBroker:
         name, at = _text(body, 0)
         protocol, flags, keep_alive_s = struct.unpack_from("!BBH", body, at)
         at += 4
+        limits: dict[int, int] = {}
         if protocol >= 5:
-            at += 1 + body[at]  # properties shorter than 128 bytes
+            limits = _limits(body[at + 1 : at + 1 + body[at]])  # shorter than 128 bytes
+            at += 1 + body[at]
         client_id, _ = _text(body, at)
         if name != "MQTT":
             self.faults.append(f"CONNECT of the protocol {name!r}")
@@ -214,7 +245,8 @@ class ScriptedBroker:
         self.connects.append(
             Connect(
                 protocol=protocol, client_id=client_id, keep_alive_s=keep_alive_s,
-                has_will=bool(flags & 4),
+                has_will=bool(flags & 4), receive_maximum=limits.get(0x21),
+                max_packet=limits.get(0x27),
             )
         )  # fmt: skip
         line.limit = min(CLIENT_WINDOW, self.connack.receive_maximum or CLIENT_WINDOW)
@@ -251,6 +283,29 @@ class ScriptedBroker:
         if answer is not None and (qos or answer.raw is not None or answer.hang_up):
             line.due.append((time.monotonic() + answer.after_s, mid, answer))
 
+    def _on_subscribe(self, line: _Line, head: int, body: bytes) -> bool:
+        if head & 0xF != 2:
+            self.faults.append(f"SUBSCRIBE with the flags {head & 0xF}")
+        mid = struct.unpack_from("!H", body)[0]
+        at = 2
+        if line.protocol >= 5:
+            at += 1 + body[at]
+        topic_filter, at = _text(body, at)
+        if at + 1 != len(body):
+            self.faults.append("SUBSCRIBE of several filters")
+        asked = Subscribed(
+            connection=line.number, topic_filter=topic_filter, qos=body[at] & 3, mid=mid
+        )
+        self.subscribed.append(asked)
+        code = self.grant(asked)
+        if isinstance(code, Answer):
+            if code.raw is not None:
+                line.sock.sendall(code.raw)
+            return not code.hang_up
+        if code is not None:
+            line.sock.sendall(suback(mid, code, line.protocol))
+        return True
+
     def _send_due(self, line: _Line) -> bool:
         """Send the answers whose time has come; return whether the connection goes on."""
         if self.holds.is_set():
@@ -275,6 +330,39 @@ def puback(mid: int, code: int, protocol: int = 5) -> bytes:
     if not code or protocol < 5:
         return struct.pack("!BBH", 0x40, 2, mid)
     return struct.pack("!BBHB", 0x40, 3, mid, code)
+
+
+def suback(mid: int, code: int, protocol: int = 5) -> bytes:
+    """Return a SUBACK for one filter."""
+    if protocol < 5:
+        return struct.pack("!BBHB", 0x90, 3, mid, code)
+    return struct.pack("!BBHBB", 0x90, 4, mid, 0, code)
+
+
+def publish(
+    topic: bytes, payload: bytes, *, qos: int = 0, retain: bool = False, mid: int = 1,
+    protocol: int = 5,
+) -> bytes:  # fmt: skip
+    """Return a PUBLISH of a broker."""
+    body = struct.pack("!H", len(topic)) + topic
+    body += struct.pack("!H", mid) if qos else b""
+    body += (b"\0" if protocol >= 5 else b"") + payload
+    length, size = len(body), b""
+    while True:
+        size += bytes((length & 0x7F | (0x80 if length > 0x7F else 0),))
+        length >>= 7
+        if not length:
+            return bytes((0x30 | qos << 1 | retain,)) + size + body
+
+
+def _limits(properties: bytes) -> dict[int, int]:
+    """Return what a CONNECT says in two or four bytes: Receive Maximum, Maximum Packet Size."""
+    found, at = {}, 0
+    while at < len(properties):
+        layout = {0x21: "!H", 0x27: "!I"}[properties[at]]
+        found[properties[at]] = struct.unpack_from(layout, properties, at + 1)[0]
+        at += 1 + struct.calcsize(layout)
+    return found
 
 
 def _cut(unread: bytearray) -> tuple[int, bytes, int] | None:

@@ -7,14 +7,10 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from made_up_board import MadeUpBoard
 
-from agent.contract.payloads import (
-    MqttTelemetry,
-    OutboxTelemetry,
-    Result,
-    Telemetry,
-    encode,
-)
+from agent.contract.payloads import Result, encode
+from agent.contract.telemetry import Telemetry
 from agent.daemon.clock_repair import ClockRepair, shift_time
 from agent.daemon.outbox import ClockMark, Record
 
@@ -85,22 +81,7 @@ def test_everything_else_keeps_its_bytes_and_its_order():
 
 
 def test_telemetry_is_of_its_schema_after_it():
-    message = Telemetry(
-        device="d",
-        boot_id="b",
-        seq=3,
-        at=100.5,
-        clock_synced=False,
-        uptime_s=9.0,
-        interval_s=1.0,
-        cameras={},
-        processes={},
-        worker_restarts=0,
-        outbox=OutboxTelemetry(
-            waiting=0, waiting_mib=0, on_disk=0, on_disk_mib=0, published=0, dropped=0
-        ),
-        mqtt=MqttTelemetry(protocol="5", reconnects=0),
-    )
+    message = msgspec.structs.replace(MadeUpBoard().telemetry(), at=100.5, clock_synced=False)
     clock = Clock(offset_s=1.6e9 + 50, is_synced=True)
     repaired = clock.repair().repair(record(encode(message)))
     decoded = msgspec.json.decode(repaired.payload, type=Telemetry, strict=True)

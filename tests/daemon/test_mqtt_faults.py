@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from scripted_broker import ACK, Answer, Connack
+from scripted_broker import ACK, Answer, Connack, publish, suback
 from watching import STREAM, Watcher, eventually, record
 
 from agent.daemon.mqtt import MqttLink, Timing
@@ -20,6 +20,7 @@ from agent.daemon.mqtt import session as mqtt_session
 from agent.daemon.mqtt.delivery import Delivery
 from agent.daemon.mqtt.refusals import Refusals
 from agent.daemon.mqtt.session import Session
+from agent.daemon.mqtt.subscriptions import Subscriptions
 from agent.daemon.outbox import Outbox
 
 AVAILABILITY = "edge/d/availability"
@@ -59,9 +60,9 @@ def functions(owner):
 
 EVERYTHING = [
     (owner, name, InjectedError)
-    for owner in (Session, Delivery, Refusals)
+    for owner in (Session, Delivery, Refusals, Subscriptions)
     for name in functions(owner)
-    if (owner, name) not in ((Delivery, "__init__"), (Refusals, "__init__"))
+    if name != "add" and (owner is Session or name != "__init__")
 ]
 # What no `except Exception` holds: the thread ends.
 EXITS = [
@@ -118,6 +119,14 @@ def eventful():
     return script
 
 
+def granted(asked):
+    """Answer a SUBSCRIBE; what one of them brings is a message, and one that nobody can read."""
+    if asked.topic_filter == "refused/#":
+        return 0x87
+    answer = suback(asked.mid, asked.qos)
+    return Answer(raw=answer + publish(b"in/a", b"1", qos=1, mid=3) + publish(b"in/\xff", b"2"))
+
+
 def numbers(broker, stream):
     return {int(payload) for payload in broker.payloads(f"edge/d/{stream}")}
 
@@ -131,8 +140,11 @@ def test_an_error_anywhere_costs_connections_and_no_record(
     owner, name, error, scripted, make_link, monkeypatch
 ):
     broker = scripted(Connack(max_packet=3000), eventful())
+    broker.grant = granted
+    heard: list[tuple[str, bytes, bool]] = []
+    wanted = [(one, 1, lambda *message: heard.append(message)) for one in ("refused/#", "in/+")]
     raised = inject(monkeypatch, owner, name, error)
-    link = make_link(broker.port, timing=QUICK)
+    link = make_link(broker.port, timing=QUICK, subscriptions=wanted)
     link.retain("edge/d/status", b"state")
     link.retain("edge/d/refused", b"state")
     for seq in range(1, 21):
@@ -160,6 +172,8 @@ def test_an_error_anywhere_costs_connections_and_no_record(
 
     eventually(gaps)
     eventually(lambda: (link.ensure_running(), link.connection.connected)[1])
+    eventually(lambda: (link.ensure_running(), ("in/a", b"1", False) in heard)[1])
+    eventually(lambda: (link.ensure_running(), link.connection.refused_subscriptions)[1])
     link.stop(3.0)
     assert not link._thread.is_alive()
     assert raised or (owner, name) in NOT_REACHED

@@ -146,6 +146,7 @@ def test_reading_ahead_gives_saving_its_turn(slow):
     lanes = slow.outbox._queue.lanes
     for lane in lanes:
         lane.ready.clear()
+        lane.ready_bytes = 0
     slow.step_s = 0.1
     slow.turn()
     # One read of each in turn, and the rest another time.

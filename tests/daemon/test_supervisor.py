@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from msgspec import structs
@@ -14,6 +15,7 @@ from agent.daemon.workers import killed, memory_limit, stage_limits, worker_run
 from agent.daemon.workers import supervisor as module
 from agent.daemon.workers.backoff_memory import BackoffMemory
 from agent.daemon.workers.failover import PROBE_FIRST_S, Failover
+from agent.daemon.workers.restart_reasons import RestartReason
 from agent.daemon.workers.supervisor import Supervisor
 from agent.link import (
     Beat,
@@ -761,3 +763,88 @@ def test_a_camera_that_hangs_again_and_again_is_left_alone_for_longer(rig):
     rig.supervisor._stages.note_online("a")
     rig.say(beat(**{"capture.a": 26.0}))
     assert len(rig.heard.downs) == 4
+
+
+def _stuck(rig, **ages):
+    rig.say(READY, beat(**ages))
+
+
+def _falls_silent(rig):
+    rig.say(READY)
+    rig.now += module.SILENT_S + 0.1
+    rig.supervisor.check()
+
+
+def _never_ready(rig):
+    rig.now += module.START_WITHIN_S + 1
+    rig.supervisor.check()
+
+
+def _refuses_its_model(rig):
+    send(rig.theirs, Failed(code="model", reason="x.tflite: is empty"))
+    rig.die(signal.SIGTERM)
+
+
+def _uses_too_much(rig):
+    rig.supervisor.memory = Excessive()
+    rig.say(READY)
+    rig.supervisor.check()
+
+
+def _accelerator_returns(rig):
+    rig.supervisor.failover.wanted = ("edgetpu",)
+    rig.say(structs.replace(READY, fallbacks=("",)))
+    rig.now += PROBE_FIRST_S
+    rig.say(beat())
+    rig.probe_answer = ""
+    rig.supervisor.check()
+    rig.supervisor.check()
+    rig.die(signal.SIGTERM)  # the next one starts at once
+
+
+class Excessive:
+    """A memory limit that every worker has passed."""
+
+    def excess(self, pid, ready_at):
+        return "worker used too much"
+
+    def forget(self, pid):
+        pass
+
+
+ENDS = {
+    "crashed": lambda rig: rig.die(),
+    "model": _refuses_its_model,
+    "hang": lambda rig: _stuck(rig, inference=11.0),
+    "camera_hang": lambda rig: _stuck(rig, **{"capture.a": 26.0}),
+    "silent": _falls_silent,
+    "slow_start": _never_ready,
+    "memory": _uses_too_much,
+    "accelerator_back": _accelerator_returns,
+}
+
+
+@pytest.mark.parametrize("why", [one for one in get_args(RestartReason) if one != "not_started"])
+def test_restarts_are_counted_by_reason(rig, why):
+    rig.start()
+    ENDS[why](rig)
+    assert why == "accelerator_back" or not rig.supervisor.restarts, "at the restart, no sooner"
+    if why != "accelerator_back":
+        rig.next_worker()
+    assert dict(rig.supervisor.restarts_by_reason) == {why: 1}
+    rig.supervisor.memory = None
+    rig.die()
+    rig.next_worker()
+    assert rig.supervisor.restarts_by_reason["crashed"] == 1 + (why == "crashed")
+    assert rig.supervisor.restarts == sum(rig.supervisor.restarts_by_reason.values()) == 2
+
+
+def test_a_start_that_the_kernel_refuses_is_a_reason_of_its_own(rig):
+    def refuse(worker_end):
+        raise OSError(12, "Cannot allocate memory")
+
+    good, rig.supervisor.spawn = rig.supervisor.spawn, refuse
+    rig.supervisor.start()
+    rig.supervisor.spawn = good
+    rig.next_worker()
+    assert dict(rig.supervisor.restarts_by_reason) == {"not_started": 1}

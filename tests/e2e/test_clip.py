@@ -11,7 +11,8 @@ import pytest
 from harness import CLIP, DEVICE, Subscriber, config_text
 from msgspec.json import schema
 
-from agent.contract.payloads import CameraStatus, Gap, Result, Status, Telemetry
+from agent.contract.payloads import CameraStatus, Counts, Gap, Result, Status
+from agent.contract.telemetry import Telemetry
 
 
 def frames_of(path):
@@ -63,6 +64,7 @@ def test_all_payloads_are_valid_by_the_printed_schemas(broker, subscriber, run_a
         "detections": Result,
         "telemetry": Telemetry,
         "camera/door/status": CameraStatus,
+        "/counts": Counts,
         f"{DEVICE}/status": Status,
         "gap": Gap,
     }

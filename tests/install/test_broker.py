@@ -113,19 +113,26 @@ def client_context(site: Site, name: str) -> ssl.SSLContext:
 def test_a_board_writes_its_own_topics_and_nobody_elses(site, connect):
     board, operator = connect("cam-a"), connect("operator")
     operator.subscribe("edge/#")
-    for own in ("edge/cam-a/status", "edge/cam-a/camera/door/detections", "edge/cam-a/gap"):
+    for own in (
+        "edge/cam-a/status",
+        "edge/cam-a/camera/door/detections",
+        "edge/cam-a/gap",
+        "homeassistant/device/cam-a/config",
+    ):
         assert board.publish(own) < FAILURE
     for other in (
         "edge/cam-b/status",
         "edge/cam-b/model/desired",
         "edge/cam-a2/status",
         "edge/group/outdoor/model/desired",
+        "homeassistant/device/cam-b/config",
+        "homeassistant/status",
         "elsewhere",
         "$SYS/broker/version",
     ):
         assert board.publish(other) == NOT_AUTHORIZED, other
     assert operator.publish("edge/cam-a/command/snapshot") < FAILURE
-    eventually(lambda: len(operator.heard) >= 4)
+    eventually(lambda: len(operator.heard) >= 4)  # not what Home Assistant is told
     assert {topic.split("/")[1] for topic in operator.topics()} == {"cam-a"}
 
 

@@ -32,7 +32,7 @@ def install(folder: Path, targets: Sequence[str]) -> None:
             owner = getattr(owner, one)
         original = getattr(owner, name)
         inner = getattr(original, "__wrapped__", None)
-        if inner is not None and module_name.endswith(".mqtt_session"):
+        if inner is not None and module_name.endswith(".mqtt.session"):
             # A callback of paho: the fault belongs inside its guard.
             guard = importlib.import_module(module_name)._guarded
             setattr(owner, name, guard(_wrapped(inner, folder / path)))

@@ -57,6 +57,24 @@ def test_each_change_is_said_once(caplog):
     ]
 
 
+def test_who_asks_from_elsewhere_is_told_and_takes_no_word_from_the_log(caplog):
+    loops = Loops()
+    with caplog.at_level(logging.INFO):
+        assert loops.liveness.silent(5.0) == []
+        assert loops.liveness.silent(6.0) == ["loop mqtt has not turned for 6 s"]
+        assert loops.liveness.silent(20.4) == [
+            "loop mqtt has not turned for 20 s",
+            "loop outbox has not turned for 20 s",
+        ]
+        assert not caplog.records
+        assert loops.liveness.stuck(6.0) == ["mqtt"]
+        loops.ticked.update(mqtt=6.0, outbox=math.inf)
+        assert loops.liveness.silent(7.0) == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "loop is stuck name=mqtt silent_s=6"
+    ]
+
+
 def test_the_first_turn_feeds():
     fed = []
     due_s = Watchdog(Liveness(), WATCHDOG_S, lambda: fed.append(1)).turn(100.0)

@@ -6,6 +6,7 @@ import time
 from itertools import pairwise
 
 import msgspec
+import numpy as np
 import pytest
 from fakes import LOST, FakeCamera, FakeEngine, fake_model
 
@@ -26,6 +27,7 @@ class Rig:
         self.stopping = threading.Event()
         self.ready = threading.Condition()
         self.results = []
+        self.sent = []
         self.changes = []
         self.ticks = {}
         self.lanes = {}
@@ -61,10 +63,14 @@ class Rig:
                 model=self.model.identity,
                 accelerator="cpu",
             ),
-            emit=lambda *result: self.results.append(json.loads(result[3])),
+            emit=self.take,
             clock_synced=lambda: None,
             stopping=self.stopping,
         )
+
+    def take(self, result):
+        self.sent.append(result)
+        self.results.append(json.loads(result.payload))
 
     def start(self):
         self.threads = self.pipeline.start()
@@ -430,3 +436,22 @@ def test_capture_reuses_three_buffers(rig):
 def test_publish_policies(policy, classes, expected):
     stream = CameraStream(name="a", publish=policy, next_seq=1)
     assert [stream.wants(found) for found in classes] == expected
+
+
+def test_every_processed_frame_leaves_its_times_published_or_not():
+    configs = {"a": CameraConfig(name="a", source="fake", publish="detections")}
+    running = Rig({"a": source(FakeCamera(4)), "b": source(FakeCamera(5))}, configs=configs)
+    running.lanes["a"].keep = lambda *_: np.zeros(0, np.intp)  # nothing in it counts
+    running.start()
+    try:
+        running.wait(lambda: sum(lane.stream.last_frame_id for lane in running.lanes.values()) == 9)
+    finally:
+        running.stop()
+    news = running.pipeline.frame_log.take(100)
+    assert [one.camera for one in news.times].count("a") == 4
+    shown = [(one["camera"], one["latency_ms"]) for one in running.results]
+    published = [one for one in news.times if one.camera == "b"]
+    assert shown == [("b", round(one.total / 1e6, 3)) for one in published]
+    assert news.found == {"a": {}, "b": {f"class_{number}": 1 for number in range(5)}}
+    spans = [one.encoded_ns - one.captured_ns for one in running.sent]
+    assert spans == [one.total for one in published], "what follows adds up with the stages"

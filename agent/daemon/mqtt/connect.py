@@ -9,15 +9,11 @@ from __future__ import annotations
 from secrets import token_hex
 
 from agent.config import MqttConfig
+from agent.daemon.mqtt.client import Protocol
 from agent.daemon.mqtt.dial import Patience, dial, parse_address
+from agent.daemon.mqtt.doorbell import Doorbell
 from agent.daemon.mqtt.secrets import Secrets
-from agent.daemon.mqtt.session import (
-    KEEP_ALIVE_S,
-    Doorbell,
-    Protocol,
-    ProtocolRefusedError,
-    Session,
-)
+from agent.daemon.mqtt.session import KEEP_ALIVE_S, ProtocolRefusedError, Session
 
 
 def connect(

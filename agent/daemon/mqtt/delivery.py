@@ -48,6 +48,10 @@ GAPS_EVERY_S = 1.0
 SAY_DROPS_EVERY_S = 60.0
 PAUSE_FIRST_S, PAUSE_MAX_S = 0.5, 30.0
 ONE_AT_A_TIME_S = 60.0
+# Told of each result that has arrived, once: the record, and on the monotonic clock in nanoseconds
+# when it was handed to the connection for the time that counted, and when the broker had it: 0 for
+# QoS 0, where only our own socket answers. Called by the link's thread.
+OnDelivered = Callable[[Record, int, int], None]
 # Least wait for the outbox's pace: a loop that comes back sooner only burns the processor.
 PACE_S = 0.002
 
@@ -81,6 +85,7 @@ class Delivery:
         qos: int,
         keep_alive_s: float = KEEP_ALIVE_S,
         clock: Callable[[], float] = time.monotonic,
+        on_delivered: OnDelivered | None = None,
     ) -> None:
         self.hurry = False
         self.has_heard = False
@@ -90,6 +95,7 @@ class Delivery:
         self._qos = qos
         self._keep_alive_s = keep_alive_s
         self._clock = clock
+        self._on_delivered = on_delivered
         # any thread, guarded by _lock
         self._lock = threading.Lock()
         self._retained: dict[str, bytes] = {}
@@ -141,7 +147,7 @@ class Delivery:
         return bool(self._notes or self._gap_backlog or self._outbox.has_gaps)
 
     def retain(self, topic: str, payload: bytes) -> None:
-        """Set the newest state of a topic."""
+        """Set the newest state of a topic; an empty one is none, said until the broker took it."""
         with self._lock:
             self._retained[topic] = payload
             self._dirty[topic] = None
@@ -190,7 +196,7 @@ class Delivery:
             self.has_heard = True
         self._was_refused = code >= FAILURE
         if code < FAILURE:
-            self._taken(sent)
+            self._taken(sent, now)
         else:
             self._refused(sent, code)
         # Only now: an error above ends the connection, and then all in flight is sent again.
@@ -249,15 +255,21 @@ class Delivery:
         self._in_flight.clear()
         self._outbox.requeue_in_flight()
 
-    def _taken(self, sent: Sent) -> None:
+    def _taken(self, sent: Sent, now: float) -> None:
         self._refusals.taken(sent)
         if sent.kind != "availability":
             self._pause_s = max(PAUSE_FIRST_S, self._pause_s / 2)
         if sent.kind == "result":
             self._outbox.acknowledged(sent.id)
+            if self._on_delivered is not None:
+                self._on_delivered(sent.record, int(sent.at * 1e9), int(now * 1e9) * sent.qos)
         if sent.note is not None:
             # One that was refused is kept, and told again by the next run.
             self._outbox.gap_told(sent.note)
+        if sent.kind == "state" and not sent.record.payload:
+            with self._lock:  # the broker keeps nothing there any more: nothing to say again
+                if sent.record.topic not in self._dirty:
+                    self._retained.pop(sent.record.topic, None)
 
     def _refused(self, sent: Sent, code: int) -> None:
         if self._leaving and sent.kind == "availability":

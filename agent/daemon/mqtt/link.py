@@ -7,6 +7,7 @@ broker lives in `mqtt_delivery` and the outbox.
 
     put ─▶ Outbox ─┐                      ┌─ mqtt_dial ── TCP, TLS
     retain ────────┴▶ Delivery ─▶ Session ┴─ paho ─────── packets
+    on_message ◀── Subscriptions ◀──┘
 
 A connection counts as alive because the broker acknowledges, never because a socket is open:
 `Timing.notices_within_s` is how long a broker, a proxy or a network may go on in silence. The
@@ -22,22 +23,23 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from agent.config import MqttConfig
+from agent.daemon.mqtt.client import Protocol
 from agent.daemon.mqtt.connect import connect, probe
-from agent.daemon.mqtt.delivery import Delivery
+from agent.daemon.mqtt.delivery import Delivery, OnDelivered
 from agent.daemon.mqtt.dial import DialCancelledError, Patience
+from agent.daemon.mqtt.doorbell import Doorbell
 from agent.daemon.mqtt.secrets import Secrets
 from agent.daemon.mqtt.session import (
-    KEEP_ALIVE_S,
     MISC_EVERY_S,
     ConnectionLostError,
-    Doorbell,
-    Protocol,
     ProtocolRefusedError,
     Session,
 )
+from agent.daemon.mqtt.standing import PATIENT, Connection, Timing
+from agent.daemon.mqtt.subscriptions import OnMessage, Subscriptions
 from agent.daemon.outbox import GapNote, Outbox, Record
 from agent.errors import BrokerError
 
@@ -50,37 +52,6 @@ GOODBYE_SHARE = 0.25
 LONGEST_WAIT_S = MISC_EVERY_S
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """How patient the link is; the defaults are for a real network."""
-
-    connect_timeout_s: float = 10.0  # name, TCP, TLS and CONNACK together
-    retry_first_s: float = 0.5
-    retry_max_s: float = 30.0
-    stable_after_s: float = 10.0  # a connection this old starts the back-off afresh
-    keep_alive_s: float = KEEP_ALIVE_S  # a shorter one of the broker's takes its place
-    answer_within_s: float = 20.0  # a broker that acknowledges nothing for longer is given up
-
-    @property
-    def notices_within_s(self) -> float:
-        """Return how long a dead connection goes unnoticed: until a heartbeat, and its answer."""
-        return self.keep_alive_s / 2 + self.answer_within_s + MISC_EVERY_S
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """How the link stands; `reason` says why it is down, `since` is Unix time."""
-
-    connected: bool
-    since: float
-    protocol: Protocol | None = None
-    reason: str | None = None
-    reconnects: int = 0
-    max_packet: int | None = None
-    receive_maximum: int | None = None
-    keep_alive_s: float | None = None
-
-
 def _ignore(_: Connection) -> None:
     return
 
@@ -88,10 +59,10 @@ def _ignore(_: Connection) -> None:
 class MqttLink:
     """Publishes what it is given, in order, over as many connections as it takes.
 
-    Call order: `start`, then `put`, `retain` and `wake` from any thread and `ensure_running`
-    every second or so from that of `start`, then `stop` once. `on_change` and `gap_record` are
-    called by the link's thread. `ticked_at` is when that thread last made a turn, by `clock`;
-    in no state does it wait for longer than `LONGEST_WAIT_S` at a time.
+    Call order: `subscribe`, `start`, then `put`, `retain` and `wake` from any thread and
+    `ensure_running` every second or so from that of `start`, then `stop` once. All that is given
+    to be called is called by the link's thread. `ticked_at` is when that thread last made a turn,
+    by `clock`; in no state does it wait for longer than `LONGEST_WAIT_S` at a time.
     """
 
     def __init__(
@@ -103,7 +74,8 @@ class MqttLink:
         outbox: Outbox,
         gap_record: Callable[[GapNote], Record],
         on_change: Callable[[Connection], None] = _ignore,
-        timing: Timing = Timing(),
+        on_delivered: OnDelivered | None = None,
+        timing: Timing = PATIENT,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         jitter: Callable[[float, float], float] = random.uniform,
@@ -120,7 +92,9 @@ class MqttLink:
             qos=settings.qos,
             keep_alive_s=timing.keep_alive_s,
             clock=clock,
+            on_delivered=on_delivered,
         )
+        self._subscriptions = Subscriptions(clock)
         self._on_change = on_change
         self._timing = timing
         self._clock = clock
@@ -138,6 +112,15 @@ class MqttLink:
         self._reconnects = -1
         self._failures = 0
         self._speaks_5 = False
+
+    def subscribe(self, topic_filter: str, qos: int, on_message: OnMessage) -> None:
+        """Have `on_message(topic, payload, retained)` called for what is published to a filter.
+
+        Before `start`; filters must not overlap. It must not block: it is called by the thread
+        that publishes. With QoS 1 a message may come twice; none comes that is larger than
+        `MAX_PAYLOAD_BYTES`.
+        """
+        self._subscriptions.add(topic_filter, qos, on_message)
 
     def start(self) -> None:
         """Begin connecting; returns at once."""
@@ -251,6 +234,7 @@ class MqttLink:
         lost: ConnectionLostError | None = None
         try:
             self._delivery.begin(session)
+            self._subscriptions.begin()
             self._up(session)
             self._serve(session)
             self._goodbye(session)
@@ -271,9 +255,17 @@ class MqttLink:
         with contextlib.ExitStack() as steps:  # the last one pushed comes first
             steps.callback(self.outbox.set_online, False)
             steps.callback(session.close)
-            steps.callback(self._delivery.end, lost)
+            steps.callback(self._end, lost)
             # Answers that arrived before the end still count.
             steps.callback(self._settle, session)
+
+    def _end(self, lost: ConnectionLostError | None) -> None:
+        try:
+            code = lost.code if lost is not None and lost.by_peer else None
+            if self._subscriptions.end(code):
+                lost = None  # it is no message's fault
+        finally:
+            self._delivery.end(lost)
 
     def _open(self) -> Session:
         """Connect with MQTT 5 where the broker is known to speak it, else with 3.1.1.
@@ -321,6 +313,8 @@ class MqttLink:
         while True:
             self._tick()
             self._delivery.pump()
+            if self._delivery.has_heard:
+                self._subscriptions.pump(session)
             wait_s = self._delivery.wait_s(LONGEST_WAIT_S)
             wait_s = min(wait_s, max(0.0, patience_s - self._delivery.unanswered_s()))
             if self._stopping.is_set():
@@ -340,6 +334,16 @@ class MqttLink:
     def _settle(self, session: Session) -> None:
         while session.answers:
             self._delivery.settle(*session.answers.popleft())
+        while session.subscribed:
+            self._subscriptions.settle(*session.subscribed.popleft())
+        while session.incoming:
+            self._subscriptions.hand_out(session.incoming.popleft())
+        if self.connection.connected:
+            self._note_refused(self._subscriptions.refused)
+
+    def _note_refused(self, filters: tuple[str, ...]) -> None:
+        if filters != self.connection.refused_subscriptions:
+            self._change(replace(self.connection, refused_subscriptions=filters))
 
     def _goodbye(self, session: Session) -> None:
         """Say `offline` and disconnect; where that cannot be said, the last will does."""

@@ -1,4 +1,4 @@
-"""One connection to the broker, from CONNECT to its loss: the only room that knows paho.
+"""One connection to the broker, from CONNECT to its loss: with `client` all that knows paho.
 
 paho is used without its thread, its reconnecting and its queue: this room reads and writes
 when the link's loop tells it to, and whoever delivers owns what must be sent again. Callbacks
@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import selectors
-import socket
 import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Concatenate, Literal, ParamSpec
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec
 
 from paho.mqtt import client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.config import MqttConfig
+from agent.daemon.mqtt.client import MAX_PAYLOAD_BYTES, Client, Protocol, limits
 from agent.daemon.mqtt.dial import Address, Patience, Wire
+from agent.daemon.mqtt.doorbell import Doorbell
 from agent.daemon.mqtt.tls import explain_tls
 from agent.daemon.mqtt.words import (
     PROTOCOL_ERROR,
@@ -37,9 +36,6 @@ from agent.daemon.mqtt.words import (
 )
 from agent.errors import BrokerError
 
-logger = logging.getLogger(__name__)
-
-Protocol = Literal["5", "3.1.1"]
 P = ParamSpec("P")
 
 # MQTT 5, 3.1.2.10: a broker ends a connection after 1.5 times this without a packet.
@@ -48,6 +44,8 @@ KEEP_ALIVE_S = 30.0
 MISC_EVERY_S = 1.0
 # mosquitto.conf(5) max_inflight_messages and paho's own window: 20 by default.
 MAX_IN_FLIGHT = 20
+# Messages taken in a turn: whoever floods us does not keep us from publishing.
+MAX_INCOMING_A_TURN = 64
 OFFLINE, ONLINE = b"offline", b"online"
 
 
@@ -64,58 +62,14 @@ class ProtocolRefusedError(BrokerError):
     """The broker does not speak this version: it said so, hung up, or never said a word."""
 
 
-class Doorbell:
-    """Wakes the loop from any thread; ringing twice before it is answered costs nothing."""
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message of the broker's; `payload` None: too large, `topic` None: not UTF-8."""
 
-    def __init__(self) -> None:
-        self._hear, self._push = socket.socketpair()
-        self._hear.setblocking(False)
-        self._push.setblocking(False)
-        self._rung = False
-
-    def ring(self) -> None:
-        """Wake the loop; harmless after `close`."""
-        if not self._rung:
-            self._rung = True
-            try:
-                self._push.send(b"!")
-            except OSError:
-                # Closed: nobody listens any more. Full: it is already rung.
-                return
-
-    def answer(self) -> None:
-        """Take the ring away; whatever was queued before it must be looked at afterwards."""
-        with contextlib.suppress(BlockingIOError):
-            self._hear.recv(64)
-        self._rung = False
-
-    def fileno(self) -> int:
-        """Return the descriptor to wait on."""
-        return self._hear.fileno()
-
-    def close(self) -> None:
-        """Let go of both ends."""
-        self._hear.close()
-        self._push.close()
-
-
-class _Client(mqtt.Client):
-    """paho on a socket that is already connected; it has no public way to be given one."""
-
-    def __init__(self, wire: Wire, *, client_id: str, protocol: Protocol) -> None:
-        super().__init__(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            protocol=mqtt.MQTTv5 if protocol == "5" else mqtt.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        self._wire = wire
-        # Our window is the only one: with a limit of its own paho searches its queue on each
-        # acknowledgement.
-        self.max_inflight_messages = 0
-
-    def _create_socket(self) -> Wire:
-        return self._wire
+    topic: str | None
+    payload: bytes | None
+    retained: bool
+    size: int
 
 
 def _guarded(
@@ -137,7 +91,8 @@ class Session:
     """A connection in use. Call order: `open`; `publish` and `turn`; `goodbye`; `close`.
 
     `answers` fills with (message id, reason code) as the broker acknowledges, or, for QoS 0,
-    as messages are written; the loop empties it after each `publish` and `turn`.
+    as messages are written; the loop empties it after each `publish` and `turn`. So it does with
+    `subscribed`, (message id, reason codes), and `incoming`, acknowledged already.
     """
 
     def __init__(
@@ -160,6 +115,8 @@ class Session:
         self.max_packet: int | None = None
         self.receive_maximum: int | None = None
         self.answers: deque[tuple[int, int]] = deque()
+        self.subscribed: deque[tuple[int, list[int]]] = deque()
+        self.incoming: deque[Incoming] = deque()
         self.failed: Exception | None = None
         self._wire = wire
         self._address = address
@@ -171,14 +128,19 @@ class Session:
         self._gave_up: int | None = None
         self._misc_at = 0.0
         self._writing = False
-        self._client = client = _Client(wire, client_id=client_id, protocol=protocol)
+        self._is_behind = False  # more has arrived than was read
+        self._client = client = Client(wire, client_id=client_id, protocol=protocol)
         client.on_connect = self._on_connect
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
         client.on_disconnect = self._on_disconnect
         if settings.username:
             client.username_pw_set(settings.username, password)
         if availability_topic is not None:
             client.will_set(availability_topic, OFFLINE, qos=1, retain=True)
+        # The question whether a broker speaks MQTT 5, the one without a will, is a plain one.
+        self._limits = limits() if protocol == "5" and availability_topic is not None else None
         self._selector = selectors.DefaultSelector()
         self._selector.register(wire, selectors.EVENT_READ)
         self._selector.register(doorbell, selectors.EVENT_READ)
@@ -196,7 +158,10 @@ class Session:
             BrokerError: anything else, as a sentence.
         """
         self._client.connect(
-            self._address.host, self._address.port, keepalive=int(self.keep_alive_s)
+            self._address.host,
+            self._address.port,
+            keepalive=int(self.keep_alive_s),
+            properties=self._limits,
         )
         try:
             while self._connack is None:
@@ -224,6 +189,14 @@ class Session:
         """
         return self._client.publish(topic, payload, qos=qos, retain=retain).mid
 
+    def subscribe(self, topic_filter: str, qos: int) -> int | None:
+        """Ask for what is published to a filter; return the message id, None: not connected.
+
+        Raises:
+            ValueError: MQTT does not allow this filter.
+        """
+        return self._client.subscribe(topic_filter, qos)[1]
+
     def turn(self, timeout_s: float) -> None:
         """Wait for the socket or the doorbell, then read and write what can be.
 
@@ -232,14 +205,17 @@ class Session:
         """
         if self.alive:
             self._watch_writes()
-            for key, mask in self._selector.select(0 if self.answers else timeout_s):
+            is_urgent = self.answers or self._is_behind
+            is_readable = self._is_behind
+            for key, mask in self._selector.select(0 if is_urgent else timeout_s):
                 if key.fileobj is self._doorbell:
                     self._doorbell.answer()
                     continue
                 if mask & selectors.EVENT_WRITE:
                     self._client.loop_write()
-                if mask & selectors.EVENT_READ:
-                    self._read()
+                is_readable = is_readable or bool(mask & selectors.EVENT_READ)
+            if is_readable:
+                self._read()
             now = time.monotonic()
             if now - self._misc_at >= MISC_EVERY_S:
                 self._misc_at = now
@@ -267,15 +243,20 @@ class Session:
 
     def _read(self) -> None:
         more = True
-        while more and self.alive:
-            more = self._wire.fill()
+        while self.alive and len(self.incoming) < MAX_INCOMING_A_TURN:
             # paho looks at the end of the connection only by reading once more.
-            while self.alive and (self._wire.buffered or self._wire.ended):
+            if self._wire.buffered or self._wire.ended:
                 self._decode()
+            elif more:
+                more = self._wire.fill()
+            else:
+                break
+        self._is_behind = len(self.incoming) >= MAX_INCOMING_A_TURN
 
     def _decode(self) -> None:
         try:
             self._client.loop_read()
+            self._client.let_go_of_the_rest()
         except Exception as error:
             # Our callbacks raise nothing, so it is what the broker sent.
             raise ConnectionLostError(
@@ -348,6 +329,28 @@ class Session:
         self.answers.append((mid, reason.value))
 
     @_guarded
+    def _on_subscribe(
+        self,
+        _client: mqtt.Client,
+        _userdata: object,
+        mid: int,
+        reasons: list[ReasonCode],
+        _properties: Properties,
+    ) -> None:
+        self.subscribed.append((mid, [reason.value for reason in reasons]))
+
+    @_guarded
+    def _on_message(
+        self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage
+    ) -> None:
+        topic = None
+        with contextlib.suppress(UnicodeDecodeError):
+            topic = message.topic
+        size = len(message.payload)
+        payload = bytes(message.payload) if size <= MAX_PAYLOAD_BYTES else None
+        self.incoming.append(Incoming(topic, payload, message.retain, size))
+
+    @_guarded
     def _on_disconnect(
         self,
         _client: mqtt.Client,
@@ -360,29 +363,3 @@ class Session:
             self._disconnect = reason.value
         elif reason is not None:
             self._gave_up = reason.value
-
-
-def _accept_every_puback_reason() -> None:
-    """Teach paho that a PUBACK may carry any failure code.
-
-    Its table allows only the codes MQTT 5, 3.4.2.1 lists, and it drops the connection over
-    another one; mosquitto 2.0 answers 0x95 (packet too large) to a message over its
-    message_size_limit (src/handle__publish.c), which would then be sent again for ever.
-    """
-    # Before 2.2 the table belongs to each instance; there the rule for hang-ups has to do.
-    if not hasattr(ReasonCode, "names"):
-        return
-    ReasonCode.names = {
-        code: names
-        if code < 0x80 or any(PacketTypes.PUBACK in packets for packets in names.values())
-        else _with_puback(names)
-        for code, names in ReasonCode.names.items()
-    }
-
-
-def _with_puback(names: dict[str, list[int]]) -> dict[str, list[int]]:
-    first, *others = names.items()
-    return {first[0]: [*first[1], PacketTypes.PUBACK], **dict(others)}
-
-
-_accept_every_puback_reason()

@@ -18,9 +18,10 @@ from agent.daemon.outbox.gap_notes import GapNotes
 from agent.daemon.outbox.records import Record
 from agent.daemon.outbox.spool_survey import BLOCK_ROWS, Found
 
-# Half a second of records at the pace they leave; at 400 bytes about 300 kB for each stream.
+# Half a second of records at the pace they leave; at 400 bytes about 430 kB for each stream.
 READ_AHEAD = 500
 READ_AHEAD_BYTES = 512 * 1024
+EARLIER_RUN = -math.inf  # when what that left was put, on the clock of this one
 UNKNOWN = -1
 
 
@@ -28,6 +29,7 @@ UNKNOWN = -1
 class Entry:
     """A record that waits; `row` is its id on disk from the moment it is to be saved.
 
+    `at` is when it was put; for one that was read from disk, when the first of its block was.
     `after` is the number of the record before it in its stream: what lies between was noted.
     """
 
@@ -63,6 +65,7 @@ class Lane:
     unread_bytes: int = 0
     read_after: int = 0  # unread rows have higher ids
     blocks: deque[int] = field(default_factory=deque)  # ids // BLOCK_ROWS that hold unread rows
+    block_at: deque[float] = field(default_factory=deque)  # when the first row of each was put
 
     @property
     def key(self) -> tuple[str, bool]:
@@ -163,6 +166,7 @@ class Lane:
         self.unread, self.unread_bytes = found.count, found.bytes
         self.read_after = 0
         self.blocks.extend(found.blocks)
+        self.block_at.extend(EARLIER_RUN for _ in found.blocks)
 
     def store(self, notes: GapNotes) -> None:
         """Take what is on disk now out of `fresh`: into the read-ahead, or out of memory."""
@@ -178,8 +182,20 @@ class Lane:
             block = entry.row // BLOCK_ROWS
             if not self.blocks or self.blocks[-1] != block:
                 self.blocks.append(block)
+                self.block_at.append(entry.at)
             self.unread += 1
             self.unread_bytes += entry.size
+
+    def oldest_at(self, in_flight: Iterable[Entry]) -> float:
+        """Return when the first that waits was put, infinity for none."""
+        ats = [entry.at for entry in in_flight]
+        if self.ready:
+            ats.append(self.ready[0].at)
+        if self.block_at:
+            ats.append(self.block_at[0])
+        if self.fresh:
+            ats.append(self.fresh[0].at)
+        return min(ats, default=math.inf)
 
     def floor(self, in_flight: Iterable[Entry]) -> int:
         """Return up to which number nothing waits any more."""

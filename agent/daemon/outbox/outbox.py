@@ -11,6 +11,7 @@ one `GapNote`, which survives a sudden end as the records do. This room knows no
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -250,6 +251,17 @@ class Outbox:
     def on_disk_bytes(self) -> int:
         """Return how much those take, as in `size_bytes`."""
         return self._queue.on_disk_bytes
+
+    @property
+    def oldest_age_s(self) -> float | None:
+        """Return for how long the oldest has waited, None where nothing does.
+
+        None as well where that is from an earlier run. Where it is on disk, it is the age of the
+        first of its block of 1,024 rows.
+        """
+        with self._lock:
+            age_s = self._clock() - self._queue.oldest_at()
+        return age_s if math.isfinite(age_s) else None
 
     @property
     def found(self) -> int:

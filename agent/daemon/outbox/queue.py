@@ -138,6 +138,11 @@ class OutboxQueue:
         entry = next(iter(self.unsaved.values()), None)
         return None if entry is None else entry.at
 
+    def oldest_at(self) -> float:
+        """Return when the oldest that waits was put, infinity for none."""
+        ats = (lane.oldest_at(self._flying(lane)) for lane in self.lanes)
+        return min(ats, default=float("inf"))
+
     # What follows is for the disk's thread.
 
     def append_from(self, next_row: int) -> None:
@@ -253,8 +258,10 @@ class OutboxQueue:
             self._load(lane, row)
         if is_end:
             lane.read_after = max(lane.read_after, (lane.blocks.popleft() + 1) * BLOCK_ROWS - 1)
+            lane.block_at.popleft()
         if not lane.blocks:
-            # Rows that were counted but cannot be found; what is missing shows by its number.
+            # Nothing comes after the last block, so what it lacks would not show by a number.
+            lane.lose_up_to(lane.fresh[0].after if lane.fresh else lane.previous, self.notes)
             self._lose_unread(lane, lane.unread)
             self._forget_bytes(lane.unread_bytes, lane)
 
@@ -281,6 +288,7 @@ class OutboxQueue:
                 self._lose_unread(lane, lane.unread)
                 self._forget_bytes(lane.unread_bytes, lane)
                 lane.blocks.clear()
+                lane.block_at.clear()
                 lane.lose_up_to(lane.fresh[0].after if lane.fresh else lane.previous, self.notes)
             for entry in (*self._flying(lane), *lane.ready, *lane.fresh):
                 entry.row, entry.is_saving = 0, False
@@ -325,7 +333,8 @@ class OutboxQueue:
         after = record.seq - 1
         if row.id >= self._distrusted_below:
             after -= row.skipped
-        entry = Entry(self._next_id, record, size_bytes(record), 0.0, after, lane, row.id)
+        at = lane.block_at[0]
+        entry = Entry(self._next_id, record, size_bytes(record), at, after, lane, row.id)
         self._next_id += 1
         lane.admit(entry, self.notes)
         lane.ready.append(entry)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from agent.contract.payloads import GapReason
 
 # What CPython spends on one waiting record beside its bytes, so that the bound is about memory
-# and not only about payload: the record (64), the bytes header (33), its entry (96) and its
-# slots in a queue and two tables (about 100), by sys.getsizeof on CPython 3.11, 64 bit; strings
-# that all records of a stream share are not counted.
-RECORD_OVERHEAD_BYTES = 200
+# and not only about payload: the record (96), the header of its bytes (33), its entry (104), the
+# numbers of both (160) and the slots in a queue and a table (70). tracemalloc says 463 on CPython
+# 3.11, 64 bit; strings that all records of a stream share are not counted.
+RECORD_OVERHEAD_BYTES = 460
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,8 @@ class Record:
     """One message to publish; `seq` > 0 numbers it within its `stream`.
 
     `clock` is set where its times were read from a clock that was not synchronized yet.
+    `captured_ns` and `encoded_ns` are stamps of the monotonic clock for latency, 0 where unknown:
+    they do not go to disk, so what is read back has none.
     """
 
     topic: str
@@ -38,6 +40,8 @@ class Record:
     seq: int = 0
     is_telemetry: bool = False
     clock: ClockMark | None = None
+    captured_ns: int = 0
+    encoded_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

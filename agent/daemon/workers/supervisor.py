@@ -22,6 +22,7 @@ import random
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,6 +34,7 @@ from agent.daemon.workers.failover import Failover
 from agent.daemon.workers.killed import KilledProcesses
 from agent.daemon.workers.listener import Listener, Probe
 from agent.daemon.workers.memory_limit import WorkerMemory
+from agent.daemon.workers.restart_reasons import CLEARS_ACCELERATOR, HANGS, RestartReason
 from agent.daemon.workers.stage_limits import CAPTURE, StageLimits
 from agent.daemon.workers.stream_progress import StreamProgress
 from agent.daemon.workers.worker_run import WorkerRun, spawn_worker
@@ -75,7 +77,6 @@ ENDING_LOOK_S = 0.02
 # Killed workers have this long, together, at the program's end; see `KilledProcesses`.
 GONE_AT_STOP_WITHIN_S = 0.5
 
-
 State = Literal["starting", "running", "backing_off"]
 
 
@@ -95,6 +96,8 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     state: State = "backing_off"
     restarts: int = 0
+    restarts_by_reason: Counter[RestartReason] = field(default_factory=Counter)
+    _why: RestartReason = "crashed"  # why the next worker will be another one
     _run: WorkerRun | None = None
     _restart_at: float = 0.0
     _is_first: bool = True
@@ -127,14 +130,16 @@ class Supervisor:
 
     def start(self) -> None:
         """Start a worker now."""
-        self.restarts += not self._is_first
+        if not self._is_first:
+            self.restarts += 1
+            self.restarts_by_reason[self._why] += 1
         self._is_first = False
         ours, theirs = open_link()
         try:
             process = self.spawn(theirs)
         except OSError as error:
             ours.close()
-            self._back_off("worker", f"no worker can be started: {error.strerror}")
+            self._back_off("not_started", f"no worker can be started: {error.strerror}")
             return
         finally:
             theirs.close()
@@ -151,7 +156,7 @@ class Supervisor:
         except OSError as error:
             self.receive()  # it has ended already, and its last words may say why
             if self._run is not None:
-                self._down("worker", f"the worker cannot be told its work: {error.strerror}")
+                self._down("crashed", f"the worker cannot be told its work: {error.strerror}")
 
     def receive(self) -> None:
         """Handle what the worker has sent; notice the end of its link."""
@@ -166,7 +171,7 @@ class Supervisor:
             except ConnectionResetError:
                 continue  # it ended with our words unread; its own last words are still there
             except (OSError, msgspec.DecodeError) as error:
-                self._down("worker", f"link to the worker broke: {error}")
+                self._down("crashed", f"link to the worker broke: {error}")
                 return
             if message is None:
                 run.link_ended_at = self.clock()
@@ -223,8 +228,7 @@ class Supervisor:
         stage = self._stages.stuck(ages_s, but_cameras=has_left_many)
         if stage is not None:
             reason = f"stage {stage} stuck for {ages_s[stage]:.0f} s; worker replaced"
-            is_camera = stage.startswith(CAPTURE)
-            self._down("worker", reason, is_hang=True, clears_accelerator=is_camera)
+            self._down("camera_hang" if stage.startswith(CAPTURE) else "hang", reason)
 
     def _note_online(self, run: WorkerRun, camera: str) -> None:
         self._stages.note_online(camera)
@@ -255,7 +259,7 @@ class Supervisor:
         if self._run is run and self.memory is not None:
             excess = self.memory.excess(run.process.pid, run.ready_at)
             if excess is not None:
-                self._down("worker", excess, clears_accelerator=True)
+                self._down("memory", excess)
         return 0.25
 
     def _check_restart(self) -> float:
@@ -268,14 +272,16 @@ class Supervisor:
         return 0.1
 
     def _check_silence(self, run: WorkerRun, now: float) -> None:
-        limit = START_WITHIN_S if self.state == "starting" else SILENT_S
-        silent_s = now - (run.started_at if self.state == "starting" else run.heard_at)
-        if silent_s > limit and self.state == "running":
+        is_starting = self.state == "starting"
+        limit = START_WITHIN_S if is_starting else SILENT_S
+        silent_s = now - (run.started_at if is_starting else run.heard_at)
+        if silent_s > limit and not is_starting:
             self.receive()  # perhaps it was us who did not listen
             silent_s = now - run.heard_at
         if self._run is run and run.link_ended_at is None and silent_s > limit:
-            what = "did not become ready" if self.state == "starting" else "was silent"
-            self._down("worker", f"worker {what} for {silent_s:.0f} s; replaced", is_hang=True)
+            what = "did not become ready" if is_starting else "was silent"
+            why: RestartReason = "slow_start" if is_starting else "silent"
+            self._down(why, f"worker {what} for {silent_s:.0f} s; replaced")
 
     def _look_after_accelerator(self, run: WorkerRun) -> None:
         """Probe a resting accelerator when it is time; ask the worker to end when it is back."""
@@ -300,7 +306,7 @@ class Supervisor:
     def _replace(self, run: WorkerRun) -> None:
         """Have the next worker start in the place of one that was asked to end."""
         self._bury(run)
-        self.state = "backing_off"
+        self.state, self._why = "backing_off", "accelerator_back"
         self._restart_at = self.clock()
         self.listener.on_replaced()
         self._check_restart()
@@ -312,31 +318,26 @@ class Supervisor:
         if self.memory is not None:
             self.memory.forget(run.process.pid)
 
-    def _down(
-        self, code: str, reason: str, *, is_hang: bool = False, clears_accelerator: bool = False
-    ) -> None:
-        """Bury the worker, and have the next one start in due time.
-
-        `clears_accelerator`: it was a camera's driver, or a leak.
-        """
+    def _down(self, why: RestartReason, reason: str) -> None:
+        """Bury the worker, and have the next one start in due time."""
         run = self._run
         assert run is not None
         rests_now = False
-        is_refused = code == "model" and run.failure is not None  # says nothing of it, either
-        if not (is_refused or clears_accelerator):
+        is_refused = why == "model" and run.failure is not None  # says nothing of it, either
+        if not is_refused and why not in CLEARS_ACCELERATOR:
             rests_now = self.failover.on_death(
-                reason, self.clock(), was_ready=self.state == "running", is_hang=is_hang
+                reason, self.clock(), was_ready=self.state == "running", is_hang=why in HANGS
             )
         self._bury(run)
         if run.has_progressed:
             self._deaths_without_progress = 0
         elif self.state == "running":
             self._deaths_without_progress += 1
-        self._back_off(code, reason, at_once=rests_now)  # the next one has less to stumble over
+        self._back_off(why, reason, at_once=rests_now)  # the next one has less to stumble over
 
-    def _back_off(self, code: str, reason: str, *, at_once: bool = False) -> None:
+    def _back_off(self, why: RestartReason, reason: str, *, at_once: bool = False) -> None:
         """Set the time for the next worker."""
-        self.state = "backing_off"
+        self.state, self._why = "backing_off", why
         delay = 0.0
         if self._failures and not at_once:
             delay = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** (self._failures - 1))
@@ -344,6 +345,7 @@ class Supervisor:
         self.backoff.note_failure(self.name, self._failures)
         delay *= random.uniform(0.75, 1.25)
         self._restart_at = self.clock() + delay
+        code = "model" if why == "model" else "worker"
         log.error("worker down code=%s reason=%s restart_in_s=%.1f", code, reason, delay)
         self.listener.on_down(code, reason)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import agent
+from agent.daemon.workers.restart_reasons import RestartReason
 from agent.link import Failed, FromWorker, Inbox
 from agent.trial_words import signal_name
 
@@ -51,19 +52,22 @@ class WorkerRun:
 
     link_ended_at: float | None = None  # when its end was read
 
-    def obituary(self, now: float, *, is_starting: bool) -> tuple[str, str] | None:
-        """Say why a worker that closed its link has ended: (code, reason); None: it is ending."""
+    def obituary(self, now: float, *, is_starting: bool) -> tuple[RestartReason, str] | None:
+        """Say why a worker that closed its link has ended, in short and so that people can act.
+
+        None: it is ending.
+        """
         try:
             code = self.process.wait(timeout=AT_ONCE_S)  # engines beside this one wait as long
         except subprocess.TimeoutExpired:
             if self.link_ended_at is not None and now - self.link_ended_at < ENDS_WITHIN_S:
                 return None
-            return "worker", "worker closed its link but did not end; killed"
+            return "crashed", "worker closed its link but did not end; killed"
         if self.failure is not None:
-            return self.failure.code, self.failure.reason
+            return "model" if self.failure.code == "model" else "crashed", self.failure.reason
         if code >= 0:
-            return "worker", f"worker ended with exit code {code}"
+            return "crashed", f"worker ended with exit code {code}"
         name = signal_name(-code)
         if is_starting and -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
             return "model", f"the runtime crashed ({name}) while loading the model"
-        return "worker", f"worker died of {name}"
+        return "crashed", f"worker died of {name}"

@@ -1,0 +1,1 @@
+"""What the agent measures of itself and its board: latency, energy, health, and its exposition."""
