@@ -101,8 +101,10 @@ class CameraCounts(Struct, frozen=True, kw_only=True):
     still: int
     processed: int
     last_frame_id: int
-    # Label (class_<id> without one) -> most of them in one frame since the last heartbeat.
-    found: dict[str, int] = {}
+    second: int = 0  # runs of second stages, on boxes
+    # Label (class_<id> without one) -> most of them in one frame since the last heartbeat; None:
+    # there was no frame.
+    found: dict[str, int] | None = None
 
 
 class CameraChange(Struct, frozen=True, kw_only=True, tag="camera"):

@@ -146,7 +146,7 @@ def first_power(reader: BoardReader) -> Power:
     if power.kind == "measured":
         return power
     reason = "it is estimated only" if power.kind == "estimated" else power.reason or "unknown"
-    hint = AS_ROOT if reason.startswith("permission") else WHAT_TO_FIT
+    hint = AS_ROOT if "permission: " in reason else WHAT_TO_FIT
     raise UnavailableError(f"nothing measures power here: {reason}. {hint}")
 
 

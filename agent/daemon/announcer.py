@@ -92,7 +92,7 @@ class Announcer:
         self._is_begun = False
         # What was announced last, at which time: all of it, and the components by platform.
         self._said: Announcement | None = None
-        self._said_at = float("-inf")
+        self._said_at = self._looked_at = float("-inf")
         self._payload = b""
         self._platforms: dict[str, str] = {}
         self._removed: dict[str, str] = {}
@@ -111,7 +111,8 @@ class Announcer:
         """Announce what has changed; return in how many seconds to look again."""
         if not self._is_begun:
             self._begin()
-        if self._said is None or now - self._said_at >= EVERY_S:
+        if now - self._said_at >= EVERY_S and now - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = now
             self._announce(now)
         if self._removed and self._is_settled(now):
             self._removed = {}

@@ -37,9 +37,12 @@ class Aside(Generic[T]):
         # Written by the thread, as one value.
         self._answer: tuple[float, T | None] | None = None
 
-    def answer(self, within_s: float = WAIT_S) -> T | None:
-        """Return what is known; None: it could not be told, or nobody has answered for long."""
-        if self._age_s() >= self._keep_s and not self._is_asking():
+    def answer(self, within_s: float = WAIT_S, *, keep_s: float | None = None) -> T | None:
+        """Return what is known; None: it could not be told, or nobody has answered for long.
+
+        `keep_s` is another limit than usual of what is too old this time.
+        """
+        if self._age_s() >= (self._keep_s if keep_s is None else keep_s) and not self._is_asking():
             self._answered.clear()
             self._thread = threading.Thread(target=self._run, name="agent.aside", daemon=True)
             try:

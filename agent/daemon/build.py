@@ -31,6 +31,7 @@ from agent.daemon.report import Report, detections_stream
 from agent.daemon.scrape import ScrapeServer
 from agent.daemon.system import SystemReader
 from agent.daemon.telemetry_report import TELEMETRY_STREAM, Instruments, TelemetryReport
+from agent.daemon.vitals import VitalsReader
 from agent.daemon.workers.backoff_memory import BACKOFF_FILE, BackoffMemory
 from agent.daemon.workers.choice_memory import ChoiceMemory
 from agent.daemon.workers.failover import Failover
@@ -191,7 +192,8 @@ def build_instruments(config: Config, state_dir: Path) -> Instruments:
         board=Sampler(BoardReader(calibration=fitted), on_look=energy.add),
         energy=energy,
         latency=LatencyBook({camera.name: camera.deadline_ms for camera in config.camera}),
-        system=SystemReader(state_dir),
+        vitals=VitalsReader(SystemReader(state_dir)),
+        scraped=VitalsReader(SystemReader(state_dir)),
     )
 
 

@@ -35,6 +35,7 @@ class CameraFacts:
     dropped_before: int = 0
     still_before: int = 0
     processed_before: int = 0
+    second_before: int = 0
     captured_then: int = 0  # at the last telemetry
     processed_then: int = 0
     fps: float | None = None
@@ -49,8 +50,14 @@ class CameraFacts:
             self.processed_before + self.now.processed,
         )
 
+    @property
+    def inferences(self) -> int:
+        """Return how often models ran since the daemon started, those on boxes as well."""
+        return self.totals()[3] + self.second_before + self.now.second
+
     def worker_is_gone(self) -> None:
         """Keep what the last worker counted."""
+        self.second_before += self.now.second
         (
             self.captured_before,
             self.dropped_before,

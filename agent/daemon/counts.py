@@ -32,7 +32,6 @@ class _Camera:
     looks: deque[tuple[float, Mapping[str, int]]] = field(
         default_factory=lambda: deque(maxlen=MOST_LOOKS)
     )
-    processed: int = 0
     said: tuple[Seen | None] | None = None  # None: nothing yet
     said_at: float = float("-inf")
 
@@ -54,30 +53,35 @@ class CountReport:
         self._retain = retain
         self._wall_clock = wall_clock
         self._cameras = {camera: _Camera() for camera in cameras}
+        self._due = float("-inf")  # nothing changes before, unless something is noted
 
-    def note(self, camera: str, found: Mapping[str, int], processed: int, now: float) -> None:
+    def note(self, camera: str, found: Mapping[str, int] | None, now: float) -> None:
         """Take over a heartbeat: the most of each label in one frame since the one before.
 
-        `processed` counts frames looked at; unless it has changed, nothing was.
+        None: there was no frame. What comes of a camera that has gone was captured before.
         """
-        known = self._cameras[camera]
-        if processed == known.processed and not found:
+        if found is None:
             return
-        known.processed = processed
-        known.looks.append((now, found))
-        if found:
-            self._labels.see(camera, found)
+        self._labels.see(camera, found)
+        known = self._cameras[camera]
+        if known.is_online:
+            known.looks.append((now, found))
+            self._due = float("-inf")
 
     def set_online(self, camera: str, *, is_online: bool) -> None:
         """Note whether frames come; without them nobody knows how many there are."""
         known = self._cameras[camera]
         known.is_online = is_online
+        self._due = float("-inf")
         if not is_online:
             known.looks.clear()
 
     def check(self, now: float) -> float:
         """Publish what has changed; return in how many seconds to look again."""
-        return min((self._check(name, now) for name in self._cameras), default=float("inf"))
+        if now >= self._due:
+            due_s = (self._check(name, now) for name in self._cameras)
+            self._due = now + min(due_s, default=float("inf"))
+        return self._due - now
 
     def _check(self, name: str, now: float) -> float:
         camera = self._cameras[name]

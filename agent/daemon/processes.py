@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,8 @@ MIB = 1 << 20
 # huge pages, x86-64; more with small ones) and holds the process' memory map meanwhile. Before
 # 4.14 (a Jetson Nano has 4.9) psutil adds all mappings up.
 PSS_KEEP_S = 30.0
+# One that has just begun is read more often: it has not loaded yet what it will need.
+YOUNG_KEEP_S = 2.0
 UNINTERRUPTIBLE = "D"  # proc_pid_stat(5): waiting for a disk or a driver; no signal reaches it
 # psutil's words for the letters of proc_pid_stat(5).
 _LETTERS = {
@@ -79,10 +82,13 @@ class ProcessReader:
             known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Know no process yet."""
+        self._clock = clock
         self._known: dict[int, psutil.Process] = {}
+        self._since: dict[int, float] = {}  # when it was read first
         self._pids: tuple[int, ...] = ()
-        self._pss = Aside(self._read_pss, keep_s=PSS_KEEP_S)
+        self._pss = Aside(self._read_pss, keep_s=PSS_KEEP_S, clock=clock)
         self.cpu_s: dict[str, float] = {}
 
     def read(self, workers: Mapping[str, int | None]) -> dict[str, ProcessTelemetry | None]:
@@ -91,7 +97,10 @@ class ProcessReader:
         for gone in self._known.keys() - set(pids.values()):
             del self._known[gone]
         self._pids = tuple(pid for pid in pids.values() if pid is not None)
-        pss = self._pss.answer() or {}
+        now = self._clock()
+        self._since = {pid: self._since.get(pid, now) for pid in self._pids}
+        is_young = any(now - since < PSS_KEEP_S for since in self._since.values())
+        pss = self._pss.answer(keep_s=YOUNG_KEEP_S if is_young else None) or {}
         self.cpu_s = {}  # a new one: another thread may still look at the last
         return {name: self._one(name, pid, pss) for name, pid in pids.items()}
 

@@ -112,7 +112,7 @@ class Report:
         for name, counts in beat.cameras.items():
             if name in self.cameras:
                 self.cameras[name].now = counts
-                self._counts.note(name, counts.found, counts.processed, time.monotonic())
+                self._counts.note(name, counts.found, time.monotonic())
         self._latency.note_frames(beat.times)
         self._latency.note_lost(beat.times_lost)
 

@@ -57,6 +57,7 @@ class ScrapeServer:
         self.problem: str | None = None
         self.asked_at: float | None = None
         self._cost = ScrapeCost()
+        self._failure = ""  # said last
         self._answering = threading.Lock()
         self._listener: _Listener | None = None
         self._has_ended = threading.Event()
@@ -93,8 +94,10 @@ class ScrapeServer:
                 if path == "/metrics":
                     return self._metrics(accept, encodings)
                 problems = self._alive() if path == "/healthz" else self._ready()
-        except Exception:  # a figure that cannot be told must not end the answers
-            log.exception("cannot answer path=%s", path)
+        except Exception as error:  # a figure that cannot be told must not end the answers
+            if repr(error) != self._failure:  # once, not with each scrape for ever
+                self._failure = repr(error)
+                log.exception("cannot answer path=%s", path)
             return 500, b"failed; the journal says how\n", {}
         lines = [" ".join(problem.split()) + "\n" for problem in problems] or ["ok\n"]
         return 503 if problems else 200, "".join(lines).encode(), {}

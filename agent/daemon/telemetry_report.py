@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from msgspec.structs import replace
@@ -22,8 +22,6 @@ from agent.contract.telemetry import (
     EngineTelemetry,
     MqttTelemetry,
     OutboxTelemetry,
-    ProcessTelemetry,
-    SystemTelemetry,
     Telemetry,
 )
 from agent.contract.topics import Topics
@@ -31,9 +29,8 @@ from agent.daemon.camera_facts import SEEN, camera_counts, camera_telemetry
 from agent.daemon.clock_repair import ClockRepair
 from agent.daemon.mqtt import MqttLink
 from agent.daemon.outbox import Record
-from agent.daemon.processes import ProcessReader
 from agent.daemon.report import Report
-from agent.daemon.system import SystemReader
+from agent.daemon.vitals import Vitals, VitalsReader
 from agent.daemon.workers.restart_reasons import RestartReason
 from agent.sensors.sampler import Sampler
 from agent.telemetry.energy import EnergyMeter
@@ -78,17 +75,8 @@ class Instruments:
     board: Sampler
     energy: EnergyMeter
     latency: LatencyBook
-    system: SystemReader
-    processes: ProcessReader = field(default_factory=ProcessReader)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vitals:
-    """What was read of processes and the system, and when."""
-
-    at: float  # monotonic seconds
-    processes: Mapping[str, ProcessTelemetry | None]
-    system: SystemTelemetry
+    vitals: VitalsReader  # between two telemetry messages
+    scraped: VitalsReader  # between two looks for whoever scrapes
 
 
 class TelemetryReport:
@@ -121,8 +109,7 @@ class TelemetryReport:
         self._started = self._last = time.monotonic()
         self._next_look = self._started
         self._counted = 0  # inferences that the energy meter knows of
-        self._vitals: Vitals | None = None
-        self._told: Telemetry | None = None  # the last message
+        self._scraped: Vitals | None = None
         self._scrape_problem: Callable[[], str | None] | None = None
         self.metrics: Metrics | None = None  # replaced as a whole; any thread may read it
 
@@ -131,6 +118,8 @@ class TelemetryReport:
         now = time.monotonic()
         if now < self._next_look:
             return
+        if self._next_look == self._started:
+            self._instruments.vitals.read(self._workers(), now)  # the first rates are from here on
         self._next_look = now + LOOK_EVERY_S
         self._instruments.latency.catch_up()
         self._count_inferences(now)
@@ -155,14 +144,14 @@ class TelemetryReport:
         return problems
 
     def _count_inferences(self, now: float) -> None:
-        done = sum(camera.totals()[3] for camera in self._report.cameras.values())
+        done = sum(camera.inferences for camera in self._report.cameras.values())
         self._instruments.energy.note_inferences(done - self._counted, now)
         self._counted = done
 
     def _observations(self, now: float) -> Iterator[Observation]:
         look = self._instruments.board.fresh(now)
         yield from self._observer.observe(look.reading if look is not None else None)
-        system = self._instruments.system
+        system = self._instruments.vitals.system
         yield from observe_system(system.disk_free_mib, system.memory_available_mib)
         for name, camera in self._report.cameras.items():
             late = self._instruments.latency.misses(name)
@@ -176,11 +165,9 @@ class TelemetryReport:
         interval_s, self._last = now - self._last, now
         self._instruments.latency.catch_up()
         self._count_inferences(now)
-        self._vitals = None  # its rates are of the interval, too
         at, is_synced, mark = self._clock.stamp()
         message = self._message(now, at, is_synced=is_synced, interval_s=interval_s)
         self._next_seq += 1
-        self._told = message
         look = self._instruments.board.fresh(now)
         self._follow(message, look.reading.board_id if look is not None else None)
         self._report.publish_cameras()  # their rates are new
@@ -198,49 +185,51 @@ class TelemetryReport:
     def _snapshot(self, now: float) -> Metrics:
         """Return what is known now, without ending any interval."""
         tools = self._instruments
-        cameras = self._report.cameras
-        told = self._told
-        if told is None:
-            told = self._message(now, time.time(), is_synced=None, interval_s=0.0)
-        vitals = self._read_vitals(now)
-        telemetry = replace(
-            told,
-            uptime_s=round(now - self._started, 3),
-            times_lost=tools.latency.lost,
-            cameras={name: camera_counts(one, tools.latency) for name, one in cameras.items()},
-            engines=(engines := self._engines()),
-            worker_restarts=sum(sum(engine.restarts.values()) for engine in engines),
-            processes=dict(vitals.processes),
-            system=vitals.system,
-            outbox=self._outbox(),
-            mqtt=self._mqtt_telemetry(),
-            **self._board(now),
-        )
+        vitals = self._scraped
+        if vitals is None or now - vitals.at > VITALS_KEEP_S:
+            vitals = self._scraped = tools.scraped.read(self._workers(), now)
+        status = self._report.status()
         return Metrics(
             at=now,
-            telemetry=telemetry,
-            status=self._report.status(),
+            telemetry=self._so_far(now, time.time(), vitals, is_synced=status.clock_synced),
+            status=status,
             connected=self._mqtt.connection.connected,
             histograms=tools.latency.buckets(),
             energy_j=tools.energy.total_j,
             idle_w=tools.energy.idle_w,
-            cpu_s=tools.processes.cpu_s,
+            cpu_s=vitals.cpu_s,
             result_age_s={
                 name: now - one.result_at
-                for name, one in cameras.items()
+                for name, one in self._report.cameras.items()
                 if math.isfinite(one.result_at)
             },
-            disks=tools.system.disks,
-            networks=tools.system.networks,
+            disks=vitals.disks,
+            networks=vitals.networks,
             restart_reasons=get_args(RestartReason),
         )
 
     def _message(
         self, now: float, at: float, *, is_synced: bool | None, interval_s: float
     ) -> Telemetry:
+        """Return what is published, and end the interval."""
+        tools = self._instruments
+        vitals = tools.vitals.read(self._workers(), now)
+        return replace(
+            self._so_far(now, at, vitals, is_synced=is_synced),
+            interval_s=round(interval_s, 3),
+            cameras={
+                name: camera_telemetry(camera, interval_s, tools.latency)
+                for name, camera in self._report.cameras.items()
+            },
+            energy=replace(tools.energy.window(now), total_j=tools.energy.total_j),
+        )
+
+    def _so_far(
+        self, now: float, at: float, vitals: Vitals, *, is_synced: bool | None
+    ) -> Telemetry:
+        """Return what counts since the start and what holds now; no interval ends by it."""
         tools = self._instruments
         engines = self._engines()
-        vitals = self._read_vitals(now)
         return Telemetry(
             device=self._device,
             boot_id=self._boot_id,
@@ -248,16 +237,16 @@ class TelemetryReport:
             at=at,
             clock_synced=is_synced,
             uptime_s=round(now - self._started, 3),
-            interval_s=round(interval_s, 3),
+            interval_s=0.0,
             agent_version=__version__,
             relative_error=RELATIVE_ERROR,
             times_lost=tools.latency.lost,
             cameras={
-                name: camera_telemetry(camera, interval_s, tools.latency)
+                name: camera_counts(camera, tools.latency)
                 for name, camera in self._report.cameras.items()
             },
             engines=engines,
-            energy=replace(tools.energy.window(now), total_j=tools.energy.total_j),
+            energy=tools.energy.so_far(),
             processes=dict(vitals.processes),
             system=vitals.system,
             worker_restarts=sum(sum(engine.restarts.values()) for engine in engines),
@@ -282,19 +271,11 @@ class TelemetryReport:
             "sampler_cpu_ms": self._instruments.board.cpu_ms,
         }
 
-    def _read_vitals(self, now: float) -> Vitals:
-        vitals = self._vitals
-        if vitals is None or now - vitals.at > VITALS_KEEP_S:
-            workers = {
-                f"worker.{engine.name}" if engine.name else "worker": engine.worker_pid()
-                for engine in self._report.engines
-            }
-            vitals = self._vitals = Vitals(
-                at=now,
-                processes=self._instruments.processes.read(workers),
-                system=self._instruments.system.read(now),
-            )
-        return vitals
+    def _workers(self) -> dict[str, int | None]:
+        return {
+            f"worker.{engine.name}" if engine.name else "worker": engine.worker_pid()
+            for engine in self._report.engines
+        }
 
     def _mqtt_telemetry(self) -> MqttTelemetry:
         connection = self._mqtt.connection
@@ -303,7 +284,7 @@ class TelemetryReport:
     def _engines(self) -> list[EngineTelemetry]:
         cameras = self._report.cameras
         return [
-            engine.telemetry(sum(cameras[name].totals()[3] for name in engine.cameras))
+            engine.telemetry(sum(cameras[name].inferences for name in engine.cameras))
             for engine in self._report.engines
         ]
 

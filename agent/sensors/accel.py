@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from agent.contract.reading import Accel
+from agent.sensors.clocks import MOST_HZ
 from agent.sensors.files import BoardFiles, Sensor
 from agent.sensors.thermal import celsius
 
@@ -56,7 +57,7 @@ class AccelReader:
         return Accel(
             kind="gpu",
             load_ratio=load / 1000 if load is not None and 0 <= load <= 1000 else None,
-            freq_hz=hertz if hertz is not None and hertz >= 0 else None,
+            freq_hz=hertz if hertz is not None and 0 <= hertz <= MOST_HZ else None,
         )
 
     def edgetpus(self, temps_c: Mapping[str, float]) -> list[Accel]:

@@ -135,7 +135,9 @@ def identify(files: BoardFiles) -> BoardIdentity:
     chip. An x86 machine is `x86-rapl` where it has RAPL, which counts its processor's energy.
     """
     compatible = _strings(_tree(files, "compatible"))
-    model = _text(_tree(files, "model"))
+    # Containers hide the device tree; Jetsons have their name in DMI as well since Linux for
+    # Tegra 36.
+    model = _text(_tree(files, "model")) or (None if compatible else _dmi_name(files))
     soc = next((soc for soc in map(_soc_of, compatible) if soc), None)
     board = (
         _by_compatible(compatible)
@@ -144,9 +146,8 @@ def identify(files: BoardFiles) -> BoardIdentity:
         or ONE_BOARD.get(soc or "")
         or _by_soc(soc)
     )
-    if board is None and not compatible and model is None:
-        return _without_tree(files)
-    board = board or "generic"
+    if board is None:
+        board = "generic" if compatible else _by_processor(files)
     family = family_of(board)
     return BoardIdentity(
         id=board,
@@ -269,18 +270,13 @@ def _by_soc(soc: str | None) -> str | None:
     return f"jetson-{soc}" if soc.startswith("tegra") else f"rpi-{soc}"
 
 
-def _without_tree(files: BoardFiles) -> BoardIdentity:
-    """Return what a machine without device tree is: x86, by its files, or nobody knows."""
+def _by_processor(files: BoardFiles) -> str:
+    """Return what a machine is of which nothing else tells: x86, or nobody knows."""
     cpu = files.read("proc/cpuinfo") or ""
     if files.find(RAPL_ZONES):
-        board = "x86-rapl"
-    elif re.search(r"^vendor_id\s*: (GenuineIntel|AuthenticAMD)", cpu, re.MULTILINE):
-        board = "x86"
-    else:
-        board = "generic"
-    return BoardIdentity(
-        id=board, family=family_of(board), soc=None, model=_dmi_name(files), compatible=[]
-    )
+        return "x86-rapl"
+    is_x86 = re.search(r"^vendor_id\s*: (GenuineIntel|AuthenticAMD)", cpu, re.MULTILINE)
+    return "x86" if is_x86 else "generic"
 
 
 def _dmi_name(files: BoardFiles) -> str | None:

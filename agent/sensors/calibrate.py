@@ -21,13 +21,16 @@ from agent.durable import write_durably
 from agent.errors import EXIT_OK, AgentError
 from agent.sensors.calibration import (
     FILE_NAME,
+    TELLS_NOTHING,
     Calibration,
     Point,
     all_cores_busy,
+    check_watts,
     fit,
     observe,
     save_calibration,
 )
+from agent.sensors.estimate import ESTIMATED
 from agent.sensors.reader import BoardReader
 from agent.sensors.replay import Board, open_board
 
@@ -107,16 +110,20 @@ def run_calibrate(
         ask_watts = _ask_watts
     if idle_w is None and load_w is None and ask_watts is None:
         raise AgentError("there is no terminal to ask in; give --idle-w, --load-w or both")
+    if idle_w is not None and load_w is not None:
+        check_watts(idle_w, load_w)
     board = open_board(root)
     with _watch(board, seconds, settle_s) as watch:
-        board_id = watch.read().board_id.id
+        board_id = _estimated_board(watch.read())
         asks = ask_watts if idle_w is None and load_w is None else None
         rest = _rest(watch, board_id, state_dir, idle_w, asks)
         if load_w is None and asks is None:
             _keep(state_dir / AT_REST, msgspec.json.encode(rest))
-            print("kept; now run `edge-agent sensors calibrate --load-w W`, with the meter's watts")
-            print("while all cores are busy")
+            print("kept; now make all cores busy, read the meter, and give its watts:")
+            print("`edge-agent sensors calibrate --load-w W`")
             return EXIT_OK
+        if load_w is not None and idle_w is None:
+            check_watts(rest.watts, load_w)
         with all_cores_busy():
             point = watch.observe("all cores busy")
             busy_w = asks("What does the meter show now, in watts? ") if asks else load_w
@@ -130,6 +137,19 @@ def run_calibrate(
     return EXIT_OK
 
 
+def _estimated_board(reading: Reading) -> str:
+    """Return the id of a board whose power is estimated.
+
+    Raises:
+        AgentError: a sensor says what it draws, so an estimate would never be shown.
+    """
+    power = reading.power
+    if power.scope not in ESTIMATED:
+        what = power.sensor or power.reason
+        raise AgentError(f"nothing is estimated here, as there is a sensor of power: {what}")
+    return reading.board_id.id
+
+
 def _rest(
     watch: Watch,
     board_id: str,
@@ -141,6 +161,8 @@ def _rest(
     if idle_w is None and asks is None:
         return _kept(state_dir / AT_REST, board_id)
     point = watch.observe("at rest; leave the board alone")
+    if point.load is None and point.pmic_w is None:
+        raise AgentError(TELLS_NOTHING)
     watts = asks("What does the meter show now, in watts? ") if asks else idle_w
     assert watts is not None  # asked for, or given
     return Rest(board_id=board_id, watts=watts, load=point.load, pmic_w=point.pmic_w)

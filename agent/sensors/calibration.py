@@ -32,6 +32,7 @@ MOST_BYTES = 4096
 EVERY_S = 1.0
 # Two points closer than this give a line that is mostly the meter's last digit.
 LEAST_APART = {"cpu_load": 0.25, "pmic_sum": 0.5}
+TELLS_NOTHING = "this board tells neither its processor's load and clock nor a part of its power"
 # A busy core that does nothing else.
 BUSY = "while True: pass"
 
@@ -121,14 +122,8 @@ def fit(
     elif points[0].load is not None and points[1].load is not None:
         basis, low, high = "cpu_load", points[0].load, points[1].load
     else:
-        raise CalibrationError(
-            "this board tells neither its processor's load and clock nor a part of its power"
-        )
-    if not 0 < watts[0] < watts[1]:
-        raise CalibrationError(
-            f"the meter must show more under load ({watts[1]:g} W) than at rest ({watts[0]:g} W), "
-            "and more than 0 W"
-        )
+        raise CalibrationError(TELLS_NOTHING)
+    check_watts(*watts)
     least = LEAST_APART[basis]
     if high - low < least:
         what = "load of the processor" if basis == "cpu_load" else "watts of the PMIC"
@@ -150,6 +145,19 @@ def fit(
         raise CalibrationError(
             f"the readings make no line that a board could have: {error}"
         ) from None
+
+
+def check_watts(idle_w: float, load_w: float) -> None:
+    """Check what the meter showed.
+
+    Raises:
+        CalibrationError: no board draws less under load.
+    """
+    if not 0 < idle_w < load_w:
+        raise CalibrationError(
+            f"the meter must show more under load ({load_w:g} W) than at rest ({idle_w:g} W), "
+            "and more than 0 W"
+        )
 
 
 def save_calibration(path: Path, calibration: Calibration) -> None:

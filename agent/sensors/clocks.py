@@ -19,6 +19,8 @@ from agent.sensors.firmware import SeldomAsked
 
 POLICIES = "sys/devices/system/cpu/cpufreq/policy*"
 DIFFERS_BY = 0.01
+# No processor of a board runs faster; more is no reading.
+MOST_HZ = 10_000_000_000
 # The number in parentheses differs between firmwares: 0 on a Raspberry Pi 5, 45 or 48 before.
 _CLOCK = re.compile(r"frequency\([0-9]+\)=([0-9]{1,12})")
 
@@ -68,4 +70,4 @@ def parse_clock(answer: str | None) -> int | None:
 
 def _hertz(sensor: Sensor | None) -> int | None:
     kilohertz = sensor.number() if sensor else None
-    return kilohertz * 1000 if kilohertz is not None and kilohertz > 0 else None
+    return kilohertz * 1000 if kilohertz and 0 < kilohertz * 1000 <= MOST_HZ else None

@@ -17,6 +17,7 @@ import msgspec
 
 from agent import __version__
 from agent.contract.reading import Reading
+from agent.durable import write_durably
 from agent.errors import EXIT_OK, AgentError
 from agent.sensors.board import identify
 from agent.sensors.calibration import FILE_NAME, Calibration, load_calibration
@@ -106,7 +107,7 @@ def run_record(root: Path, destination: Path) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 tree = write_tree(Path(folder), recording, name)
             destination.parent.mkdir(parents=True, exist_ok=True)
-            destination.write_bytes(pack(tree, name))
+            write_durably(destination, pack(tree, name))  # no half an archive on a full disk
         else:
             tree = write_tree(destination, recording, name)
     except OSError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.contract.reading import BoardIdentity, Estimate, Power
+from agent.contract.reading import BoardIdentity, Estimate, Power, Scope
 from agent.sensors.calibration import Calibration
 from agent.sensors.files import BoardFiles
 from agent.sensors.load import CpuLoad, freq_ratio
@@ -19,6 +19,8 @@ from agent.sensors.load import CpuLoad, freq_ratio
 LABEL = "estimated"
 MODEL = "P = P_idle + (P_load - P_idle) * cpu_util * f/f_max"
 NOTE = "not a measurement; never report under power.kind=measured"
+# Of power that no sensor measures as a whole.
+ESTIMATED: tuple[Scope, ...] = ("none", "pmic_rails_sum")
 OWN_READINGS = "two readings of a meter at this board"
 # Board input over the sum of the PMIC's supplies: github.com/jfikar/RPi5-power.
 PMIC_SLOPE, PMIC_OFFSET_W = 1.1451, 0.5879
@@ -82,7 +84,7 @@ class Estimator:
     def estimate(self, power: Power, clocks_hz: dict[str, int] | None) -> Estimate | None:
         """Return what the board may draw; None where a sensor says it, or too little is known."""
         load = self._load.step()
-        if power.scope not in ("none", "pmic_rails_sum"):
+        if power.scope not in ESTIMATED:
             return None
         if power.total_w is not None:
             return _of_pmic(power.total_w, self._calibration)

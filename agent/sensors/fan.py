@@ -19,6 +19,8 @@ DRIVES = ("pwmfan", "gpio_fan", "rpipoefan")
 TACHOMETERS = ("pwm_tach", "tach")
 OLD_JETSON = "sys/devices/pwm-fan"
 PWM_MAX = 255
+# Small blowers reach some ten thousand; more is no reading.
+MOST_RPM = 100_000
 
 
 class FanReader:
@@ -49,7 +51,8 @@ class FanReader:
         if self._rpm is None:
             return None
         rpm = self._rpm.number()
-        if rpm is not None and (rpm < 0 or (rpm == 0 and self._is_zero_unknown)):
+        is_none = rpm == 0 and self._is_zero_unknown
+        if rpm is not None and (is_none or not 0 <= rpm <= MOST_RPM):
             rpm = None
         pwm = self._pwm.number() if self._pwm else None
         if pwm is None or not 0 <= pwm <= PWM_MAX:

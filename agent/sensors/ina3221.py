@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from agent.contract.reading import BoardIdentity, Power, Rail, Scope
 from agent.sensors.files import BoardFiles
 from agent.sensors.hwmon import find_chips
-from agent.sensors.source import PowerReading, add_unique
+from agent.sensors.source import PowerReading, add_unique, per, rail_of
 
 CHIPS_BY_BUS = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*"
 IIO_CHIPS = "sys/bus/i2c/drivers/ina3221x/*/iio[:_]device*"
@@ -124,11 +124,7 @@ class Ina3221:
         if volt_mv is None or curr_ma is None:
             return None
         power_mw = self._files.sensor(channel.power).number() if channel.power else None
-        return Rail(
-            volt_v=volt_mv / 1e3,
-            curr_a=curr_ma / 1e3,
-            power_w=volt_mv * curr_ma / 1e6 if power_mw is None else power_mw / 1e3,
-        )
+        return rail_of(volt_mv / 1e3, curr_ma / 1e3, per(power_mw, 1e3))
 
     def _alarms(self, channel: Channel, rail: Rail | None) -> list[str]:
         raised = [

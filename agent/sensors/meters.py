@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from agent.contract.reading import BoardIdentity, Power, Rail
 from agent.sensors.files import BoardFiles
 from agent.sensors.hwmon import find_chips
-from agent.sensors.source import EnergyCounter, PowerReading, add_unique
+from agent.sensors.source import EnergyCounter, PowerReading, add_unique, per, rail_of
 
 CHIPS = (
     *("ina209", "ina219", "ina220", "ina226", "ina230", "ina231", "ina234", "ina260", "sy24655"),
@@ -99,18 +99,10 @@ class Meters:
         power_uw = (
             self._files.sensor(f"{meter.folder}/power1_input").number() if meter.has_power else None
         )
-        if power_uw is not None:
+        if power_uw is not None and (curr_ma or 0) < 0:
             # The chip's register has no sign; a current the other way round is the same power.
-            watts = -abs(power_uw) / 1e6 if (curr_ma or 0) < 0 else power_uw / 1e6
-        elif volt_mv is not None and curr_ma is not None:
-            watts = volt_mv * curr_ma / 1e6
-        else:
-            return None
-        return Rail(
-            volt_v=None if volt_mv is None else volt_mv / 1e3,
-            curr_a=None if curr_ma is None else curr_ma / 1e3,
-            power_w=watts,
-        )
+            power_uw = -abs(power_uw)
+        return rail_of(per(volt_mv, 1e3), per(curr_ma, 1e3), per(power_uw, 1e6))
 
     def _energy(self, at_s: float) -> float | None:
         if self._chosen is None or not self._chosen.has_energy:

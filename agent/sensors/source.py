@@ -7,7 +7,7 @@ from typing import Protocol
 
 from agent.contract.reading import Power, Rail, Scope
 
-# More is no draw of one chip, but a counter that began anew.
+# More is no draw of one chip, but a bus that answers nonsense, or a counter that began anew.
 MOST_W = 2000.0
 # A counter that was read longer ago may have run through more than once: RAPL's 32 bits are 65 kJ
 # or more (intel_rapl_common.c), so 1 kW for as long.
@@ -77,6 +77,23 @@ class EnergyCounter:
         self._is_whole = True
         self._joules += grown_uj / 1e6
         return watts
+
+
+def rail_of(volt_v: float | None, curr_a: float | None, watts: float | None = None) -> Rail | None:
+    """Return a supply, of volts times amperes where the chip says no watts; None: unknown.
+
+    More than MOST_W in either direction is no reading.
+    """
+    if watts is None and volt_v is not None and curr_a is not None:
+        watts = volt_v * curr_a
+    if watts is None or abs(watts) > MOST_W:
+        return None
+    return Rail(volt_v=volt_v, curr_a=curr_a, power_w=watts)
+
+
+def per(number: int | None, unit: float) -> float | None:
+    """Return a driver's number in SI units, of which `unit` make one; None: unknown."""
+    return None if number is None else number / unit
 
 
 def add_unique(rails: dict[str, Rail], name: str, rail: Rail) -> str:

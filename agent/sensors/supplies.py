@@ -3,7 +3,8 @@
 Documentation/ABI/testing/sysfs-class-power: microvolts, microamperes, microwatts. A battery's
 current is negative while it discharges, by the book, and positive with many drivers, so only its
 size counts. What a battery gives while `status` is Discharging is what the machine draws; while it
-charges nothing is known. A battery with `scope` Device is a mouse's, not the machine's.
+charges nothing is known. A battery with `scope` Device is a mouse's, not the machine's, and
+one whose chip measures the voltage alone, as max17040 does, tells nothing of power.
 PoE: drivers/power/supply/rpi_poe_power.c of raspberrypi/linux gives a current without a voltage.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from agent.contract.reading import Power, Rail
 from agent.sensors.files import BoardFiles
-from agent.sensors.source import PowerReading, unavailable
+from agent.sensors.source import PowerReading, per, rail_of, unavailable
 
 SUPPLIES = "sys/class/power_supply/*"
 WATCHED = (f"{SUPPLIES}/type", f"{SUPPLIES}/scope")
@@ -52,6 +53,8 @@ class Batteries:
             reason = f"{', '.join(unreadable)} unreadable"
         elif not rails:
             reason = f"no battery discharges, which would tell what is drawn: {', '.join(resting)}"
+        elif not total:  # it has just begun to, and its driver has not measured since
+            reason = f"{', '.join(rails)} discharges, and says 0 W"
         power = Power(
             kind="unavailable" if reason else "measured",
             scope="battery_discharge" if discharging else "none",
@@ -69,17 +72,7 @@ class Batteries:
         volt_uv = self._number(path, "voltage_now")
         curr_ua = self._number(path, "current_now")
         power_uw = self._number(path, "power_now")
-        if power_uw is not None:
-            watts = power_uw / 1e6
-        elif volt_uv is not None and curr_ua is not None:
-            watts = volt_uv * curr_ua / 1e12
-        else:
-            return None
-        return Rail(
-            volt_v=None if volt_uv is None else volt_uv / 1e6,
-            curr_a=None if curr_ua is None else curr_ua / 1e6,
-            power_w=watts,
-        )
+        return rail_of(per(volt_uv, 1e6), per(curr_ua, 1e6), per(power_uw, 1e6))
 
     def _number(self, path: str, name: str) -> int | None:
         if not self._files.has(f"{path}/{name}"):
@@ -106,6 +99,8 @@ class Poe:
             return PowerReading(power=unavailable(f"{name} is not fed by the network"))
         if curr_ua is None:
             return PowerReading(power=unavailable(f"{name} unreadable", "board_input_5v", name))
+        if curr_ua <= 0:
+            return PowerReading(power=unavailable(f"{name} feeds nothing into the board"))
         power = Power(
             kind="estimated",
             scope="board_input_5v",
@@ -128,7 +123,8 @@ def find_batteries(files: BoardFiles) -> Batteries | None:
         for path in files.find(SUPPLIES)
         if files.read(f"{path}/type") == "Battery" and files.read(f"{path}/scope") != "Device"
     ]
-    return Batteries(files, paths) if paths else None
+    values = (f"{path}/{name}" for path in paths for name in ("power_now", "current_now"))
+    return Batteries(files, paths) if any(map(files.has, values)) else None
 
 
 def find_poe(files: BoardFiles) -> Poe | None:

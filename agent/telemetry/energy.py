@@ -114,6 +114,29 @@ class EnergyMeter:
         why_not = self.baseline.why_not(board, last.scope, last.sensor)
         return self.baseline.idle_w if why_not is None else None
 
+    def so_far(self) -> EnergyTelemetry:
+        """Return what was measured since the start alone; no window ends by it."""
+        with self._lock:
+            last, total_j = self._last, self._total_j
+        return EnergyTelemetry(
+            valid=False,
+            why_invalid="the window has not ended",
+            source=None,
+            scope=last.scope if last is not None else "none",
+            window_s=None,
+            mean_w=None,
+            gross_j=None,
+            idle_w=None,
+            net_j=None,
+            inferences=0,
+            gross_mj_per_inference=None,
+            net_mj_per_inference=None,
+            samples=0,
+            largest_gap_s=None,
+            coverage=None,
+            total_j=total_j,
+        )
+
     def add(self, look: Look) -> None:
         """Take a look at the board; later than the last one, or it is left out."""
         sample = sample_of(look)

@@ -169,11 +169,16 @@ class BoardObserver:
             return None
         if isinstance(throttle.now, ThrottleFlags):
             return throttle.now.under_voltage
+        # Without the firmware's word, what the kernel saw of it in the last 2 s.
+        if isinstance(throttle.hwmon_under_voltage_alarm, bool):
+            return throttle.hwmon_under_voltage_alarm
         if not isinstance(throttle.oc_events, dict):
             return None
         count = throttle.oc_events.get("oc1_under_voltage")
+        if count is None:
+            return None
         before, self._under_voltage_events = self._under_voltage_events, count
-        return None if count is None or before is None else count > before
+        return None if before is None else count > before
 
 
 def _observed(rule: Rule, holds: bool | None) -> Observation:

@@ -265,6 +265,7 @@ class CameraStream:
     still: int = 0
     last_labels: tuple[int, ...] | None = None
     processed: int = 0
+    second: int = 0  # runs of second stages
     last_frame_id: int = 0
 
     def wants(self, class_ids: tuple[int, ...]) -> bool:

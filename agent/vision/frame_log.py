@@ -26,8 +26,7 @@ MOST_LABELS = 64
 class News:
     """What happened since the heartbeat before.
 
-    `found` holds for each camera the most of each label in one frame, of the frames since then,
-    or where there were none, of those that were told of last.
+    `found` holds for each camera of these frames the most of each label in one of them.
     """
 
     times: list[FrameTimes]
@@ -48,9 +47,7 @@ class FrameLog:
         self._label = label
         self._frames: deque[tuple[FrameTimes, tuple[int, ...]]] = deque()
         self._lost = 0  # written by the thread that notes
-        # owned by the thread that takes
-        self._lost_told = 0
-        self._found: dict[str, dict[str, int]] = {}
+        self._lost_told = 0  # owned by the thread that takes
 
     def note(self, times: FrameTimes, class_ids: tuple[int, ...]) -> None:
         """Add a frame; called by one thread."""
@@ -65,12 +62,12 @@ class FrameLog:
         by_camera: dict[str, list[tuple[int, ...]]] = {}
         for times, class_ids in frames:
             by_camera.setdefault(times.camera, []).append(class_ids)
-        for camera, there in by_camera.items():
-            self._found[camera] = self._most_at_once(there)
         lost = self._lost
         told, self._lost_told = self._lost_told, lost
         return News(
-            times=[times for times, _ in frames], found=self._found.copy(), lost=lost - told
+            times=[times for times, _ in frames],
+            found={camera: self._most_at_once(there) for camera, there in by_camera.items()},
+            lost=lost - told,
         )
 
     def _most_at_once(self, frames: Iterable[tuple[int, ...]]) -> dict[str, int]:
@@ -116,7 +113,7 @@ def bare(beat: Beat) -> Beat:
     """Return a heartbeat without all that may make one too large to send."""
     return replace(
         beat,
-        cameras={name: replace(one, found={}) for name, one in beat.cameras.items()},
+        cameras={name: replace(one, found=None) for name, one in beat.cameras.items()},
         times=[],
         times_lost=beat.times_lost + len(beat.times),
     )

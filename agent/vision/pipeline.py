@@ -223,6 +223,7 @@ class Pipeline:
         stream.dropped += prepared.dropped
         stream.still += prepared.still
         stream.processed += 1
+        stream.second += sum(run.crops for run in findings.cascade or ())
         class_ids = findings.class_ids()
         is_wanted = stream.wants(class_ids)
         done_ns = time.monotonic_ns()

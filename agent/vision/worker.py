@@ -317,7 +317,8 @@ class Worker:
                 still=lane.capture.still,
                 processed=lane.stream.processed,
                 last_frame_id=lane.stream.last_frame_id,
-                found=news.found.get(name, {}),
+                second=lane.stream.second,
+                found=news.found.get(name),
             )
             for name, lane in list(self._lanes.items())
         }

@@ -21,6 +21,7 @@ from agent.demo.children import Signals
 from agent.errors import AgentError, UnavailableError
 from agent.sensors.files import BoardFiles
 from agent.sensors.reader import BoardReader
+from agent.sensors.replay import open_board
 from agent.telemetry.baseline import read_baseline
 from agent.telemetry.integral import Energy
 
@@ -183,6 +184,18 @@ def test_without_a_sensor_there_is_nothing_to_measure(board, why, capsys):
     assert why in said[0]
     assert ("INA219" in said[0]) == (why != "permission")
     assert said[0] == said[1]
+
+
+def test_a_laptop_on_mains_whose_counter_belongs_to_root(tmp_path):
+    """There is a sensor, so none has to be fitted."""
+    board = tmp_path / "board"
+    shutil.copytree(BOARDS / "x86-rapl-no-permission", board)
+    battery = board / "sys/class/power_supply/BAT0"
+    battery.mkdir(parents=True)
+    for name, text in (("type", "Battery"), ("status", "Charging"), ("power_now", "7000000")):
+        (battery / name).write_text(f"{text}\n")
+    with pytest.raises(UnavailableError, match="Run it as root"):
+        first_power(BoardReader(files=open_board(board).files))
 
 
 def test_no_rest_is_measured_while_an_agent_runs(tmp_path):

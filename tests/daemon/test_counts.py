@@ -20,7 +20,6 @@ class Camera:
     def __init__(self, *labels):
         self.said = []
         self.now = 100.0
-        self.processed = 0
         self.labels = LabelBook({"door": Listed(labels=labels)}, {})
         self.report = CountReport(
             names=Topics("edge", "d"), cameras=["door"], labels=self.labels, retain=self._retain,
@@ -34,8 +33,7 @@ class Camera:
 
     def beat(self, found=None, *, frames=15, after_s=0.5):
         self.now += after_s
-        self.processed += frames
-        self.report.note("door", found or {}, self.processed, self.now)
+        self.report.note("door", (found or {}) if frames else None, self.now)
         return self.report.check(self.now)
 
     @property
@@ -127,12 +125,27 @@ def test_without_frames_nobody_knows(found):
     assert camera.total == 0
 
 
-def test_a_worker_that_begins_to_count_anew_is_heard():
+def test_a_worker_that_has_looked_at_nothing_yet_says_nothing():
     camera = Camera()
     camera.beat({"cat": 1})
-    camera.processed = 0
-    camera.beat({"dog": 1}, frames=2, after_s=HOLD_S + 1)
+    camera.report.set_online("door", is_online=False)  # its worker is replaced
+    camera.beat(frames=0, after_s=EVERY_S)
+    camera.report.set_online("door", is_online=True)  # before the model is loaded
+    camera.beat(frames=0, after_s=EVERY_S)
+    assert (camera.total, camera.counts) == (None, None)
+    camera.beat({"dog": 1}, after_s=EVERY_S)
     assert camera.counts == {"cat": 0, "dog": 1}
+
+
+def test_the_last_frames_of_a_camera_that_went_are_not_what_it_shows_when_it_is_back():
+    camera = Camera()
+    camera.report.set_online("door", is_online=False)
+    camera.beat({"cat": 1}, after_s=EVERY_S)  # captured before
+    camera.report.set_online("door", is_online=True)
+    camera.now += 3600
+    camera.report.check(camera.now)
+    assert camera.total is None
+    assert camera.labels.of("door") == ("cat",)
 
 
 def test_labels_that_have_no_room_are_in_the_total():
@@ -162,7 +175,7 @@ def test_it_never_says_more_or_less_than_was_seen(beats):
         before = len(camera.said)
         due_s = camera.beat(found if frames else {}, frames=frames, after_s=after_s)
         assert due_s > 0
-        if frames:
+        if frames and is_online:
             looks.append((camera.now, found))
         if len(camera.said) == before:
             continue

@@ -258,8 +258,10 @@ def test_a_thread_that_is_dead_when_it_is_time_to_stop_still_delivers(
     eventually(lambda: raised)
     link._thread.join(10)
     link.put(record(1))
-    eventually(lambda: (link.ensure_running(), len(raised) == 2)[1])
+    assert link.ensure_running()
+    eventually(lambda: len(raised) == 2)
     link._thread.join(10)
+    assert not link._thread.is_alive()
     assert link.stop(5.0)
     assert broker.payloads(AVAILABILITY)[-1] == b"offline"
 

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from agent.daemon import processes
 from agent.daemon.aside import Aside
-from agent.daemon.processes import ProcessReader, read_pss_bytes
+from agent.daemon.processes import PSS_KEEP_S, YOUNG_KEEP_S, ProcessReader, read_pss_bytes
 from agent.daemon.system import SystemReader, busy_percent, rates
 
 MIB = 1 << 20
@@ -357,6 +358,21 @@ def test_a_process_with_memory_of_its_own(child):
     child.communicate()
     assert reader.read({"worker": child.pid})["worker"] is None
     assert reader.cpu_s.keys() == {"control"}
+
+
+def test_memory_of_a_process_that_has_just_begun_is_not_kept_for_long(child, monkeypatch):
+    now = [1000.0]
+    asked = []
+    monkeypatch.setattr(processes, "read_pss_bytes", lambda pid: asked.append(pid) or 7 * MIB)
+    reader = ProcessReader(lambda: now[0])
+    for _ in range(60):
+        reader.read({})
+        now[0] += 1.0
+    assert len(asked) == PSS_KEEP_S / YOUNG_KEEP_S + 1
+    asked.clear()
+    reader.read({"worker": child.pid})
+    assert reader.read({"worker": child.pid})["worker"].pss_mib == 7
+    assert asked == [os.getpid(), child.pid]
 
 
 def test_without_a_descriptor_left_processes_are_unknown(monkeypatch):

@@ -89,11 +89,16 @@ def test_retained_state_waits_for_late_subscribers(broker, subscriber, run_agent
     subscriber.wait(lambda: (s := subscriber.last(f"{DEVICE}/status")) and s["model"])
     late = Subscriber(broker.port)
     try:
-        late.wait(lambda: len([m for m in late.messages if m.retained]) >= 3)
+        late.wait(lambda: len([m for m in late.messages if m.retained]) >= 4)
         retained = {m.topic.removeprefix(f"edge/{DEVICE}/"): m for m in late.messages if m.retained}
     finally:
         late.close()
-    assert set(retained) == {"availability", "status", "camera/door/status"}
+    assert set(retained) == {
+        "availability",
+        "status",
+        "camera/door/status",
+        "camera/door/counts",
+    }
     assert retained["availability"].payload == b"online"
     assert retained["status"].json["model"]["name"] == "default"
     assert retained["status"].json["health"] == []

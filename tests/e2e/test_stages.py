@@ -34,6 +34,12 @@ labels_file = "{tmp_path}/breeds.txt"
         assert run["model"]["name"] == "breeds"
         assert set(result["stage_ms"]) >= {"cascade"}
         assert abs(sum(result["stage_ms"].values()) - result["latency_ms"]) < 0.01
+    subscriber.wait(
+        lambda: (
+            (t := subscriber.last("/telemetry"))
+            and t["engines"][0]["inferences"] > 1.1 * t["cameras"]["door"]["processed"] > 0
+        )
+    )
 
 
 def test_a_second_stage_that_is_missing_is_left_out(broker, subscriber, run_agent, tmp_path):

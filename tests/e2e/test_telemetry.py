@@ -79,15 +79,13 @@ def test_telemetry_prometheus_and_outside_observers_agree(
 ):
     agent = run_agent(with_prometheus(config_text(broker.port, camera="fps = 25"), free_port))
     subscriber.wait(lambda: (s := subscriber.last("door/status")) and s["state"] == "offline", 60)
+
+    def is_told(telemetry):
+        there = telemetry["cameras"]["door"]["latency_since_start_ms"].get("end_to_end")
+        return there and there["count"] == len(subscriber.results())
+
+    told = subscriber.wait(lambda: (t := subscriber.last("/telemetry")) and is_told(t) and t)
     results = subscriber.results()
-    told = subscriber.wait(
-        lambda: (
-            (t := subscriber.last("/telemetry"))
-            and t["cameras"]["door"]["latency_since_start_ms"]["end_to_end"]["count"]
-            >= len(results)
-            and t
-        )
-    )
     time.sleep(1.5)  # Prometheus is told once a second
     metrics = samples(free_port)
     camera = told["cameras"]["door"]

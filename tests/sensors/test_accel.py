@@ -67,8 +67,9 @@ def test_clock_by_the_name_in_the_device_tree(on):
 
 
 def test_a_clock_and_a_load_that_cannot_be_read(on):
-    files = {"sys/class/devfreq/17000000.gpu/governor": "nvhost_podgov"}
-    assert on(files) == gpu()
+    folder = "sys/class/devfreq/17000000.gpu"
+    assert on({f"{folder}/governor": "nvhost_podgov"}) == gpu()
+    assert on({f"{folder}/cur_freq": 2**63, f"{folder}/device/load": 1001}) == gpu()
 
 
 def test_other_devices_with_clocks(on):

@@ -155,6 +155,15 @@ def test_a_jetson_with_dmi_is_a_jetson(tmp_path):
     assert tree(tmp_path, "nvidia,p3701-0005", "nvidia,tegra234").id == "jetson-agx-orin"
 
 
+def test_a_jetson_in_a_container_that_hides_the_device_tree(tmp_path):
+    name = "NVIDIA Jetson AGX Orin Developer Kit"
+    grow(tmp_path, {"sys/class/dmi/id/product_name": name})
+    grow(tmp_path, {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1"})
+    found = identify(BoardFiles(tmp_path))
+    assert (found.id, found.family, found.soc) == ("jetson-agx-orin", "jetson", "tegra234")
+    assert (found.model, found.l4t, found.compatible) == (name, "36.4.3", [])
+
+
 @pytest.mark.parametrize(
     ("text", "version"),
     [

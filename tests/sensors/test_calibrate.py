@@ -10,7 +10,7 @@ from board_readings import BOARDS
 from commands import edge_agent
 
 from agent.errors import AgentError
-from agent.sensors import calibrate
+from agent.sensors import calibrate, calibration
 from agent.sensors.calibrate import AT_REST, parse_watts, run_calibrate
 from agent.sensors.calibration import FILE_NAME, load_calibration
 from agent.sensors.command import read_board
@@ -63,13 +63,14 @@ def board(tmp_path, monkeypatch):
         processor.is_busy = False
 
     monkeypatch.setattr(calibrate, "all_cores_busy", all_cores_busy)
+    monkeypatch.setattr(calibration, "EVERY_S", 0.1)
     yield copy
     processor.close()
 
 
 def run(board, state, **arguments):
     given = {"idle_w": None, "load_w": None, "ask_watts": None} | arguments
-    return run_calibrate(board, state, seconds=1.0, settle_s=0.05, **given)
+    return run_calibrate(board, state, seconds=0.3, settle_s=0.05, **given)
 
 
 def line(state):
@@ -119,10 +120,25 @@ def test_a_person_is_asked(board, tmp_path):
     assert line(tmp_path / "state").slope == pytest.approx(5.0, rel=0.2)
 
 
-def test_readings_that_make_no_line(board, tmp_path):
+def test_what_cannot_end_well_is_said_before_the_board_is_watched(board, tmp_path, capsys):
+    state = tmp_path / "state"
     with pytest.raises(AgentError, match="more under load"):
-        run(board, tmp_path / "state", idle_w=7.0, load_w=3.0)
-    assert not (tmp_path / "state" / FILE_NAME).exists()
+        run(board, state, idle_w=7.0, load_w=3.0)
+    with pytest.raises(AgentError, match="sensor of power: ina3221 VDD_IN"):
+        run(BOARDS / "jetson-orin-nano-r36", state, idle_w=7.0)
+    assert capsys.readouterr().err == ""
+    assert run(board, state, idle_w=7.0) == 0
+    capsys.readouterr()
+    with pytest.raises(AgentError, match="more under load"):
+        run(board, state, load_w=3.0)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_board_that_tells_nothing(tmp_path):
+    """Said after the first of two steps, not after the second."""
+    with pytest.raises(AgentError, match="tells neither"):
+        run(BOARDS / "generic-none", tmp_path / "state", idle_w=3.0)
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_step_of_another_board(board, tmp_path):

@@ -45,7 +45,7 @@ def test_the_first_policy_counts(tmp_path):
     assert clocks(tmp_path).read(0.0) == {"cpu": 700_000_000, "cpu_max": 2_000_000_000}
 
 
-@pytest.mark.parametrize("now", ["<unknown>", "", "-1", "0", None])
+@pytest.mark.parametrize("now", ["<unknown>", "", "-1", "0", str(2**63), None])
 def test_a_clock_that_is_not_known(tmp_path, now):
     grow(tmp_path, policy(0, now, None, 1_500_000))
     assert clocks(tmp_path, arm(600_000_000)).read(0.0) == {"cpu_max": 1_500_000_000}
@@ -133,6 +133,7 @@ R32 = "sys/devices/pwm-fan"
             {"rpm": 1786, "pwm": 58, "pwm_max": 255},
         ),
         (chip(2, "tach", rpm=0), {"rpm": 0}),
+        (chip(2, "tach", rpm=2**63), {"rpm": None}),
         (chip(2, "pwm_tach"), {"rpm": None}),
         (chip(0, "gpio_fan", fan1_input=4500, fan1_target=4500), {"rpm": 4500}),
         (chip(0, "rpipoefan", pwm1=31), {"rpm": None, "pwm": 31, "pwm_max": 255}),

@@ -153,6 +153,32 @@ def test_one_of_two_batteries_cannot_be_read(tmp_path):
     assert power.excluded_from_total == ["BAT0"]
 
 
+def test_a_battery_whose_chip_measures_voltage_alone(tmp_path):
+    """As that of many battery HATs; the board's own sensor is the one that counts then."""
+    files = supply("max17040", status="Discharging", voltage_now=3900000, capacity=80)
+    files |= chip(0, "ina3221", in1_label="VDD_IN", in1_input=5000, curr1_input=1000)
+    power = look(grow(tmp_path, files), identity("jetson"))
+    assert (power.scope, power.total_w) == ("module_input", 5.0)
+    assert power.rails_unreadable == []
+
+
+def test_a_battery_that_discharges_at_nothing(tmp_path):
+    """No machine runs on 0 W: its driver has not measured since the plug was pulled."""
+    files = supply("BAT0", status="Discharging", voltage_now=11000000, power_now=0)
+    power = look(grow(tmp_path, files), X86)
+    assert (power.kind, power.scope, power.total_w) == ("unavailable", "battery_discharge", None)
+    assert power.reason == "BAT0 discharges, and says 0 W"
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63), 10**8])
+def test_more_than_any_board_draws_is_no_reading(tmp_path, number):
+    files = chip(0, "ina219", in1_input=5000, curr1_input=number)
+    files |= chip(1, "ina3221", in1_label="VDD_IN", in1_input=5000, curr1_input=number)
+    power = look(grow(tmp_path, files), identity("jetson"))
+    assert (power.scope, power.total_w, power.rails) == ("board_input", None, {})
+    assert power.rails_unreadable == ["ina219", "VDD_IN"]
+
+
 def test_the_battery_of_a_mouse(tmp_path):
     files = supply("hid-1", scope="Device", status="Discharging", power_now=6000000)
     assert look(grow(tmp_path, files), X86).scope == "none"
@@ -189,6 +215,13 @@ def test_a_poe_hat_that_is_not_fed(tmp_path):
     """Then the board lives from its other plug, of which nothing is known."""
     power = look(grow(tmp_path, supply("rpi-poe", "Mains", current_now=0, online=0)))
     assert (power.kind, power.scope, power.total_w) == ("unavailable", "none", None)
+
+
+def test_a_poe_hat_that_gives_nothing(tmp_path):
+    """Fed by the network, while the board takes its power from the other plug."""
+    power = look(grow(tmp_path, supply("rpi-poe", "Mains", current_now=0, online=1)))
+    assert (power.kind, power.scope, power.total_w) == ("unavailable", "none", None)
+    assert "feeds nothing" in power.reason
 
 
 def test_a_poe_hat_that_cannot_be_read(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import tarfile
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from board_readings import BOARDS, NAMES, reading_of
 from commands import edge_agent
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from read_errors import ReadErrors, build
 
 from agent.errors import AgentError
+from agent.sensors.board import identify
 from agent.sensors.command import run_record
 from agent.sensors.files import BoardFiles
 from agent.sensors.privacy import own_names
@@ -101,6 +104,27 @@ def test_what_is_there_is_kept(tmp_path):
     assert run_record(board, tmp_path / "empty") == 0
     with pytest.raises(AgentError, match="could not be written"):
         run_record(board, tmp_path / "file/below")
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """No half an archive is left, which would be in the way of the next."""
+    board, there = tmp_path / "board", tmp_path / "there"
+    for number in range(200):
+        name = "".join(random.Random(number).choices("ghjkmnpqrtvwxyz", k=60))
+        write(board / f"sys/class/hwmon/hwmon{number}/name", f"{name}\n")
+    program = f"""
+import resource, signal
+from pathlib import Path
+from agent.sensors.command import run_record
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+run_record(Path({str(board)!r}), Path({str(there)!r}) / "mine.tar.gz")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert "AgentError: the recording could not be written" in done.stderr
+    assert list(there.iterdir()) == []
 
 
 def test_nobody_is_named(tmp_path, capsys):
@@ -281,7 +305,7 @@ def test_this_very_machine(tmp_path):
     here = tmp_path / "here"
     expected = json.loads((here / "expected.json").read_text())
     assert reading_of(here)["board_id"] == expected["board_id"]
-    assert json.loads(edge_agent("sensors", "--json").stdout)["board_id"] == expected["board_id"]
+    assert msgspec.to_builtins(identify(BoardFiles())) == expected["board_id"]
     said = everything(here).lower()
     machine = Path("/etc/machine-id")
     if machine.exists() and machine.read_bytes().strip():

@@ -181,6 +181,14 @@ def test_what_a_look_at_a_raspberry_pi_says():
     }
 
 
+@pytest.mark.parametrize("alarm", [True, False])
+def test_the_kernels_alarm_where_the_firmware_does_not_answer(alarm):
+    throttle = Throttle(throttled_now=None, hwmon_under_voltage_alarm=alarm)
+    values = seen(BoardObserver(), throttle=throttle)
+    assert values["under_voltage"] == float(alarm)
+    assert values["throttled"] is None
+
+
 def test_a_jetson_counts_its_under_voltage():
     observer = BoardObserver()
 
@@ -194,6 +202,9 @@ def test_a_jetson_counts_its_under_voltage():
     assert look(7)["under_voltage"] == 0.0
     assert look(8)["under_voltage"] == 1.0
     assert look(8)["over_current"] == 1.0
+    # A look without the counter does not hide what came meanwhile.
+    assert seen(observer, throttle=Throttle(throttled_now=False))["under_voltage"] is None
+    assert look(9)["under_voltage"] == 1.0
 
 
 def test_a_board_that_tells_nothing_raises_nothing():
