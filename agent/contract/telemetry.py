@@ -126,7 +126,9 @@ class EngineTelemetry(Struct, frozen=True, kw_only=True):
     accelerator: str | None
     runtime: str | None
     runtime_version: str | None
-    inferences: Count
+    inferences: Annotated[
+        int, Meta(ge=0, description="frames, and boxes that second stages looked at")
+    ]
     restarts: Annotated[dict[str, int], Meta(description="of its worker, by reason")]
 
 

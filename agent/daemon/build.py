@@ -11,6 +11,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent import __version__
 from agent.choices import CHOICES_FILE, most_threads
@@ -28,7 +29,6 @@ from agent.daemon.liveness import Liveness
 from agent.daemon.mqtt import MqttLink
 from agent.daemon.outbox import GapNote, Outbox, Record
 from agent.daemon.report import Report, detections_stream
-from agent.daemon.scrape import ScrapeServer
 from agent.daemon.system import SystemReader
 from agent.daemon.telemetry_report import TELEMETRY_STREAM, Instruments, TelemetryReport
 from agent.daemon.vitals import VitalsReader
@@ -47,6 +47,9 @@ from agent.sensors.sampler import Sampler
 from agent.telemetry.baseline import read_baseline
 from agent.telemetry.energy import EnergyMeter
 from agent.telemetry.latency import LatencyBook
+
+if TYPE_CHECKING:
+    from agent.daemon.scrape import ScrapeServer
 
 log = logging.getLogger(__name__)
 
@@ -272,6 +275,8 @@ def build_scrape(config: Config, daemon: Daemon, liveness: Liveness) -> ScrapeSe
     where = check_listen(config.telemetry.prometheus)
     if where is None:
         return None
+    from agent.daemon.scrape import ScrapeServer  # with it an HTTP server's modules
+
     telemetry = daemon.telemetry
     server = ScrapeServer(
         *where,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 
 PACKAGES = {"litert": "ai-edge-litert", "tflite-runtime": "tflite-runtime"}
 
@@ -21,7 +20,9 @@ def runtime_version(runtime: str | None) -> str | None:
 
 @functools.cache
 def _installed(package: str) -> str | None:
+    from importlib import metadata  # a tenth of what the daemon imports, and hardly ever asked
+
     try:
-        return importlib.metadata.version(package)
-    except (importlib.metadata.PackageNotFoundError, OSError, ValueError):
+        return metadata.version(package)
+    except (metadata.PackageNotFoundError, OSError, ValueError):
         return None

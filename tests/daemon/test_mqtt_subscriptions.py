@@ -293,7 +293,7 @@ def test_a_flood_does_not_keep_us_from_publishing(scripted, make_link, heard):
     broker = scripted()
     link = make_link(broker.port, subscriptions=[("flood", 0, heard)])
     eventually(lambda: broker.subscribed)
-    count = 20_000
+    count = 8_000
     broker.send(publish(b"flood", b"1") * count)
     eventually(lambda: heard)
     for seq in range(1, 101):

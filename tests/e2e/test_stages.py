@@ -93,7 +93,7 @@ def test_still_scenes_are_not_looked_at(broker, subscriber, run_agent):
     camera = "motion = 0.02\nmotion_look_s = 2.0"
     run_agent(config_text(broker.port, camera=camera))
     status = subscriber.wait(
-        lambda: (s := subscriber.last("camera/door/status")) and s["state"] == "offline" and s
+        lambda: (s := subscriber.last("camera/door/status")) and s["state"] == "offline" and s, 60
     )
     assert "end" in status["reason"]
     telemetry = subscriber.wait(
