@@ -439,9 +439,7 @@ def test_an_address_in_use_is_tried_again(start, caplog):
     assert len([line for line in told if "cannot listen" in line]) == 1
 
 
-@pytest.mark.parametrize(
-    "host", ["192.0.2.1", "a..b", "\udcff"], ids=["elsewhere", "no name", "no text"]
-)
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "ÿ" * 300])
 def test_no_address_ends_the_daemon(start, host):
     server = start(host, 9464)
     assert server.problem is not None

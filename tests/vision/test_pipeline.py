@@ -266,10 +266,12 @@ def test_live_rate_limit_skips_frames_without_numbering_them(rig):
             time.sleep(0.005)
             return super().read(buffer)
 
+    started = time.monotonic()
     running = rig({"a": source(Steady(100, live=True))}, configs={"a": config})
     running.wait(lambda: ("a", "offline", "ended") in running.changes)
+    took_s = time.monotonic() - started  # 0.5 s, longer on a busy machine
     captured = running.lanes["a"].capture.captured
-    assert 15 <= captured <= 40, "0.5 s at 50 Hz, on a busy machine"
+    assert 15 <= captured <= min(100, 50 * took_s * 1.5 + 5)
 
 
 class Scripted(FakeCamera):
