@@ -17,11 +17,11 @@ import numpy as np
 from msgspec import Struct
 
 from agent.config import ModelConfig
+from agent.contract.manifest import FileName, HeadType, Manifest
 from agent.errors import EXIT_OK, ModelError
 from agent.vision.accelerate import open_wanted
 from agent.vision.child import may_crash, run_in_child, serve
 from agent.vision.engines import Engine, TensorSpec
-from agent.vision.manifest import FileName, HeadType, Manifest
 from agent.vision.model import Model, build_model, lowest_score
 from agent.vision.model_files import ModelFiles, read_model
 from agent.vision.tflite_file import TfliteFile, parse_tflite
@@ -39,18 +39,22 @@ class Request(Struct, frozen=True, kw_only=True):
 
     config: ModelConfig
     as_json: bool
+    shown: str = ""  # for a folder that nobody knows: what it was unpacked from
+    bundle: Json | None = None  # what that says of itself
 
 
-def run_inspect(config: ModelConfig, *, as_json: bool) -> int:
-    """Print what a model is; return the exit code."""
-    request = Request(config=config, as_json=as_json)
+def run_inspect(
+    config: ModelConfig, *, as_json: bool, shown: str = "", bundle: Json | None = None
+) -> int:
+    """Print what a model is; return the exit code. See `Request`."""
+    request = Request(config=config, as_json=as_json, shown=shown, bundle=bundle)
     if not may_crash(config.runtime):
         return inspect_here(request)
     try:
         return run_in_child(__name__, request, model=config.path)
     except ModelError as error:  # it took the child with it, so only the file can speak
         known, _, _ = _of_file(config)
-        return _refuse(known, error, as_json=as_json)
+        return _refuse(known, error, request)
 
 
 def inspect_here(request: Request) -> int:
@@ -63,10 +67,10 @@ def inspect_here(request: Request) -> int:
     except ModelError as error:
         if files is not None and file is not None:
             known |= _tensors_of_refused(files, config)
-        return _refuse(known, error, as_json=request.as_json)
+        return _refuse(known, error, request)
     file = file or parse_tflite(files.plain.data, where=files.where)
     known |= _tensors(model.engine)
-    document = {"model": known, **_use(config, files, file, model)}
+    document = _named(request, {"model": known, **_use(config, files, file, model)})
     if request.as_json:
         _print_json(document)
     else:
@@ -74,16 +78,30 @@ def inspect_here(request: Request) -> int:
     return EXIT_OK
 
 
-def _refuse(known: Json, error: ModelError, *, as_json: bool) -> int:
+def _refuse(known: Json, error: ModelError, request: Request) -> int:
     reason = str(error)
     if known["path"] not in reason:
         reason = f"{known['path']}: {reason}"
-    if as_json:
-        _print_json({"model": known, "refused": reason})
+    document = _named(request, {"model": known, "refused": reason})
+    if request.as_json:
+        _print_json(document)
     else:
-        _print_lines(_file_lines(known))
-        print(f"edge-agent: refused: {reason}", file=sys.stderr)
+        _print_lines(_file_lines(document["model"]))
+        print(f"edge-agent: refused: {document['refused']}", file=sys.stderr)
     return error.exit_code
+
+
+def _named(request: Request, document: Json) -> Json:
+    """Put the bundle's name where that of the folder is that it was unpacked into."""
+
+    def named(value: Any) -> Any:  # noqa: ANN401 # JSON
+        if isinstance(value, str):
+            return value.replace(request.config.path, request.shown)
+        if isinstance(value, dict):
+            return {key: named(item) for key, item in value.items()}
+        return [named(item) for item in value] if isinstance(value, list) else value
+
+    return document if request.bundle is None else {"bundle": request.bundle, **named(document)}
 
 
 def _of_file(config: ModelConfig) -> tuple[Json, ModelFiles | None, TfliteFile | None]:
@@ -190,7 +208,7 @@ def _use(config: ModelConfig, files: ModelFiles, file: TfliteFile, model: Model)
         },
         "thresholds": _thresholds(model, score),
         "notes": list(model.notes),
-        "manifest_example": _manifest_example(files, file, model, score),
+        "manifest_example": manifest_example(files, file, model, score),
     }
 
 
@@ -270,7 +288,7 @@ def _pixels(manifest: Manifest, file: TfliteFile, model: Model) -> str:
     return f"{plan.dtype}: pixels 0 to 255 become {low:g} to {high:g}, {source}"
 
 
-def _manifest_example(files: ModelFiles, file: TfliteFile, model: Model, score: float) -> Json:
+def manifest_example(files: ModelFiles, file: TfliteFile, model: Model, score: float) -> Json:
     """Return a manifest that says what was found, to be changed where it is wrong."""
     head = files.manifest.head
     usual = {item.name: item.default for item in msgspec.structs.fields(head)}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.contract.manifest import FileEntry
 from agent.errors import ModelError
 from agent.vision.exporter_notes import MAX_CLASSES, names_of
-from agent.vision.model_files import ModelFiles, read_bounded
+from agent.vision.model_files import ModelFiles, read_listed
 from agent.vision.tflite_file import TfliteFile
 
 MAX_LABELS_BYTES = 1 << 20
@@ -85,16 +86,16 @@ def _counts(lists: Iterable[tuple[str, ...]]) -> frozenset[int]:
 def _asked(labels_file: str, files: ModelFiles, file: TfliteFile) -> _List | None:
     """Return the list that has a place of its own; the metadata's are only what may fit."""
     if labels_file:
-        return _read_list(Path(labels_file))
+        return _read_list(Path(labels_file), {})
     if files.manifest.labels is not None:
-        return _read_list(files.folder / files.manifest.labels)
+        return _read_list(files.folder / files.manifest.labels, files.manifest.files)
     names = names_of(file.exporter.get("names"))
     return _List("the exporter's notes", (_trimmed(names),)) if names else None
 
 
-def _read_list(path: Path) -> _List:
+def _read_list(path: Path, listed: Mapping[str, FileEntry]) -> _List:
     try:
-        text = read_bounded(path, MAX_LABELS_BYTES).decode("utf-8-sig")
+        text = read_listed(path, MAX_LABELS_BYTES, listed).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ModelError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     lines = _trimmed(text.splitlines())

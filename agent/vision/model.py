@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from agent.choices import Choice
 from agent.config import ModelConfig
+from agent.contract.manifest import Manifest, TensorManifest, TensorsManifest
 from agent.contract.payloads import ModelIdentity
 from agent.errors import ModelError
 from agent.vision.accelerate import Chooser, explain, open_wanted
@@ -20,7 +21,6 @@ from agent.vision.engines import Engine, Tensor, TensorSpec
 from agent.vision.heads import Decoded, Found, Head, Limits, Look
 from agent.vision.heads.choose import recognise
 from agent.vision.labels import label_counts, read_labels
-from agent.vision.manifest import Manifest
 from agent.vision.model_files import ModelFiles, read_model
 from agent.vision.notes import model_notes
 from agent.vision.preprocess import InputPlan, plan_input, require_image
@@ -74,13 +74,16 @@ def load_model(
     choice: Choice | None = None,
     chooser: Chooser | None = None,
     avoid: str = "",
+    manifest_sha256: str = "",
 ) -> Model:
     """Read, check, load and warm up a model; see `open_wanted` for the other arguments.
+
+    manifest_sha256: of an installed bundle, see `read_model`
 
     Raises:
         ModelError: one sentence that names the file and what is wrong with it.
     """
-    files = read_model(config.path)
+    files = read_model(config.path, manifest_sha256=manifest_sha256)
     try:
         return build_model(files, config, choice=choice, chooser=chooser, avoid=avoid)
     except ModelError as error:
@@ -103,6 +106,8 @@ def build_model(
     file = parse_tflite(opened.used.data, where=opened.used.where)
     if not engine.outputs:
         raise ModelError("has no outputs, so there is nothing to find; convert it again")
+    if manifest.tensors not in (None, tensors_of(engine)):
+        raise ModelError("has other inputs or outputs than its manifest says; is it its model?")
     wiring = wire(engine.inputs, engine.outputs, manifest.head.state)
     image = engine.inputs[wiring.image]
     require_image(image, size=(manifest.input.height, manifest.input.width))
@@ -116,6 +121,7 @@ def build_model(
             first_run=[first_run[at] for at in wiring.outputs],
             wanted=manifest.head,
             folder=files.folder,
+            files=manifest.files,
             label_counts=label_counts(config.labels_file, files, file),
         )
     )
@@ -152,6 +158,17 @@ def build_model(
         feedback=wiring.feedback,
         head_outputs=wiring.outputs if wiring.feedback else (),
         limits=limits,
+    )
+
+
+def tensors_of(engine: Engine) -> TensorsManifest:
+    """Return a loaded model's inputs and outputs, as a manifest lists them."""
+
+    def listed(spec: TensorSpec) -> TensorManifest:
+        return TensorManifest(name=spec.name[:256], shape=spec.shape, dtype=str(spec.dtype))
+
+    return TensorsManifest(
+        inputs=tuple(map(listed, engine.inputs)), outputs=tuple(map(listed, engine.outputs))
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from agent.contract.manifest import FileEntry, HeadManifest
 from agent.vision.engines import Tensor, TensorSpec
-from agent.vision.manifest import HeadManifest
 from agent.vision.tflite_file import TfliteFile
 
 # Candidates that go into suppression; the best ones, as Ultralytics' max_nms bounds them.
@@ -102,6 +102,7 @@ class Look:
     first_run: Sequence[Tensor]  # what a first invoke gave
     wanted: HeadManifest
     folder: Path  # where files that the manifest names lie
+    files: Mapping[str, FileEntry] = field(default_factory=dict)  # their hashes, as it lists them
     label_counts: frozenset[int] = frozenset()  # numbers of classes that its labels can be for
 
 

@@ -12,7 +12,7 @@ from agent.errors import ModelError
 from agent.vision.engines import TensorSpec
 from agent.vision.heads import Look
 from agent.vision.heads.quantized import F32
-from agent.vision.model_files import read_bounded
+from agent.vision.model_files import read_listed
 
 # Pixels per cell of the feature maps, as the published YOLO and NanoDet heads have them: the
 # usual three, with P6, with P2, and the tiny models' two.
@@ -54,7 +54,7 @@ def read_anchors(look: Look) -> F32 | None:
     if look.wanted.anchors is None:
         return None
     path = look.folder / look.wanted.anchors
-    data = read_bounded(path, MAX_ANCHORS_BYTES)
+    data = read_listed(path, MAX_ANCHORS_BYTES, look.files)
     try:
         stored = np.load(io.BytesIO(data), allow_pickle=False, max_header_size=4096)
     except (ValueError, OSError, EOFError, SyntaxError, TypeError, MemoryError) as error:
