@@ -17,12 +17,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from reliability import disk, exceptions, frozen, limits, network, outage, soak, stopping
+from reliability import (
+    disk,
+    exceptions,
+    frozen,
+    limits,
+    network,
+    outage,
+    soak,
+    stopping,
+    updates,
+)
 from reliability.rig import Outcome, Rig
 from reliability.scenario import Scenario
 from reliability.table import Row, host_facts, show_table
 
-MODULES = (outage, network, limits, exceptions, frozen, stopping, disk, soak)
+MODULES = (outage, network, limits, exceptions, frozen, stopping, disk, updates, soak)
 SCENARIOS: tuple[Scenario, ...] = tuple(one for module in MODULES for one in module.SCENARIOS)
 # Scenarios mostly wait; those that measure rates run alone.
 SIDE_BY_SIDE = 4

@@ -224,8 +224,8 @@ def disk_writes(rig: Rig, _seed: int) -> Outcome:
     agent.wait_heard(collector, 20)
     time.sleep(SETTLE_S)
     for name, length_s in (
-        ("online", 10.0 if rig.is_quick else 60.0),
-        ("outage", 5.0 if rig.is_quick else 10.0),
+        ("online", 6.0 if rig.is_quick else 60.0),
+        ("outage", 3.0 if rig.is_quick else 10.0),
     ):
         if name == "outage":
             broker.stop()
@@ -278,11 +278,11 @@ SCENARIOS = (
         injected="60 records on disk, then bits flipped, a page zeroed, a file cut or removed",
         run=damage,
         seeds=range(1, 201),
-        quick_seeds=range(1, 11),
+        quick_seeds=range(1, 5),
     ),
     Scenario(
         name="disk-writes",
-        injected=f"nothing for 60 s (quick: 10 s) of {RESULTS_PER_S:g} results/s; then an outage",
+        injected=f"nothing for 60 s (quick: 6 s) of {RESULTS_PER_S:g} results/s; then an outage",
         run=disk_writes,
     ),
 )

@@ -124,7 +124,7 @@ SCENARIOS = (
         "link's back-off at most 0.5 s instead of 30 s",
         run=network,
         seeds=range(1, 51),
-        quick_seeds=range(1, 4),
+        quick_seeds=range(1, 3),
     ),
     Scenario(
         name="second-broker",

@@ -12,7 +12,7 @@ from reliability.rig import Outcome, Rig
 from reliability.scenario import Scenario
 
 ENDS_WITHIN_S = 10.0
-FULL_STOPS, QUICK_STOPS = 100, 4
+FULL_STOPS, QUICK_STOPS = 100, 3
 FULL_RESTARTS, QUICK_RESTARTS = 100, 3
 LONGEST_RUN_S = 6.0
 UNCLEAN = "Client edge-agent-board-1 closed its connection"
