@@ -48,6 +48,18 @@ def add_bench(commands: Commands, find_config: FindConfig) -> None:
     cameras.add_argument("--runs", type=int, default=3, help="repetitions; medians are printed")
     cameras.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     cameras.set_defaults(command=_bench_cameras)
+    exchange = kinds.add_parser("exchange", help="what an update costs what runs; gap of a swap")
+    exchange.add_argument("--model", default="default")
+    exchange.add_argument("--other", default="", metavar="MODEL", help="(default: a copy)")
+    exchange.add_argument("--clip", default="", metavar="FILE", help="video (default: demo clip)")
+    exchange.add_argument("--fps", type=float, default=30.0)
+    exchange.add_argument("--rounds", type=int, default=5, help="medians are printed")
+    exchange.add_argument("--seconds", type=float, default=24.0, help="per part; two a round")
+    exchange.add_argument("--swaps", type=int, default=10)
+    exchange.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures here as well"
+    )
+    exchange.set_defaults(command=_bench_exchange)
     energy = kinds.add_parser("energy", help="energy per inference, where a sensor measures power")
     energy.add_argument("--model", default="default")
     energy.add_argument("--clip", default="", metavar="FILE", help="video (default: demo clip)")
@@ -126,3 +138,18 @@ def _bench_recording(arguments: argparse.Namespace) -> int:
     from agent.bench.recording import run_recording
 
     return run_recording(seconds=arguments.seconds, json_file=arguments.json)
+
+
+def _bench_exchange(arguments: argparse.Namespace) -> int:
+    from agent.bench.exchange import run_exchange
+
+    return run_exchange(
+        model=arguments.model,
+        other=arguments.other,
+        clip=arguments.clip,
+        fps=arguments.fps,
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        swaps=arguments.swaps,
+        json_file=arguments.json,
+    )

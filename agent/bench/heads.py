@@ -21,13 +21,13 @@ from agent.bench import outputs
 from agent.bench.bench import write_json
 from agent.bench.outputs import Outputs
 from agent.config import ModelConfig
+from agent.contract.manifest import Manifest
 from agent.contract.payloads import encode
 from agent.errors import EXIT_FAILURE, EXIT_OK, AgentError, ModelError
 from agent.vision.encode import findings_of
 from agent.vision.engines import TensorSpec
 from agent.vision.heads import Boxes, ClassMap, Decoded, Found, Head, Limits, Look, Poses, Scores
 from agent.vision.heads.choose import FAMILIES, recognise
-from agent.vision.manifest import Manifest
 from agent.vision.model import UNKNOWN_CLASS_COUNT, Model, lowest_score
 from agent.vision.preprocess import Transform, plan_input, preprocess
 from agent.vision.tflite_file import TfliteFile

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agent.contract.manifest import HeadManifest
 from agent.vision.engines import Tensor, TensorSpec
 from agent.vision.heads.anchors import grid_centres, tf_ssd_anchors
 from agent.vision.heads.blazeface import prior_centres
 from agent.vision.heads.posenet import LIMBS
-from agent.vision.manifest import HeadManifest
 
 F32 = npt.NDArray[np.float32]
 Stored = tuple[float, int, type[Any]]  # scale, zero point, type

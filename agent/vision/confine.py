@@ -16,6 +16,7 @@ from pathlib import Path
 from agent.trial_words import MAX_ANSWER_BYTES, TrialRequest
 
 NICE = 5  # a model that is being tried stands behind one that works
+LAST_NICE = 19
 OOM_FIRST = b"1000"  # proc_pid_oom_score_adj(5): the highest; whoever must go, it is this one
 # Between SIGXCPU, which says why, and SIGKILL: where both limits are one, only the latter is sent.
 CPU_GRACE_S = 5
@@ -28,18 +29,37 @@ RESERVED_BYTES = 512 << 20
 
 
 def confine(request: TrialRequest) -> None:
-    """Set every limit but that of memory; the first thing that `main` does."""
+    """Set every limit but that of memory for a trial; the first thing that its `main` does."""
+    threads = max(request.model.threads, request.most_threads, 1)
+    # Delegates keep compiled models in files.
+    confine_to(cpu_s=request.limit_s * threads, may_write=bool(request.probe))
+
+
+def confine_to(*, cpu_s: float, may_write: bool, nice: int = NICE) -> None:
+    """Limit processor time and files, stand behind others, and be the first to go."""
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, MAX_FILES)
-    if not request.probe:  # delegates keep compiled models in files
+    if not may_write:
         _limit(resource.RLIMIT_FSIZE, MAX_ANSWER_BYTES)
     # Whoever started it keeps the time; this ends a child that nobody waits for any more.
-    threads = max(request.model.threads, request.most_threads, 1)
-    _limit(resource.RLIMIT_CPU, math.ceil(request.limit_s * threads), CPU_GRACE_S)
+    _limit(resource.RLIMIT_CPU, math.ceil(cpu_s), CPU_GRACE_S)
     with contextlib.suppress(OSError):
-        os.nice(NICE)
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(OOM_FIRST)
+
+
+def stand_back() -> None:
+    """Use what processor time nobody else wants, as far as we may say so.
+
+    Where sessions have groups of their own (sched(7), autogroup) a process is nice only to those
+    of its session, so this one's group is: it must be alone in it, as after setsid(2).
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_bytes(b"%d" % LAST_NICE)
 
 
 def confine_memory() -> None:
@@ -48,11 +68,11 @@ def confine_memory() -> None:
     RLIMIT_AS counts addresses, as the kernel has no limit on memory in use for one process.
     """
     mapped_bytes = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
-    model_bytes = int(MEMORY_SHARE * _available_bytes())
+    model_bytes = int(MEMORY_SHARE * available_bytes())
     _limit(resource.RLIMIT_AS, mapped_bytes + RESERVED_BYTES + model_bytes)
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Return MemAvailable of proc_meminfo(5), which is in KiB."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")

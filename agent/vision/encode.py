@@ -265,8 +265,15 @@ class CameraStream:
     still: int = 0
     last_labels: tuple[int, ...] | None = None
     processed: int = 0
+    lost: int = 0  # frames that a new model failed on, since the start
     second: int = 0  # runs of second stages
     last_frame_id: int = 0
+
+    def lose(self, dropped: int, still: int) -> None:
+        """Count a frame that has no result, and those that were skipped before it."""
+        self.dropped += dropped + 1
+        self.still += still
+        self.lost += 1
 
     def wants(self, class_ids: tuple[int, ...]) -> bool:
         """Return whether a frame with these classes is published under this camera's policy."""

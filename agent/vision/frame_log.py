@@ -21,6 +21,9 @@ MOST_FRAMES = 4096
 # Of one camera; a subscriber wants to know of those that matter, and a heartbeat has an end.
 MOST_LABELS = 64
 
+Label = Callable[[int], str | None]
+_Seen = tuple[Label, tuple[int, ...]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
@@ -40,12 +43,12 @@ NOTHING_NEW = News(times=[], found={}, lost=0)
 class FrameLog:
     """The frames since the last heartbeat, as many as there is room for.
 
-    `label` gives a class's label, None where it has none.
+    `label` gives a class's label, None where it has none; of frames that are noted from then on.
     """
 
-    def __init__(self, label: Callable[[int], str | None]) -> None:
-        self._label = label
-        self._frames: deque[tuple[FrameTimes, tuple[int, ...]]] = deque()
+    def __init__(self, label: Label) -> None:
+        self.label = label  # belongs to the thread that notes
+        self._frames: deque[tuple[FrameTimes, _Seen]] = deque()
         self._lost = 0  # written by the thread that notes
         self._lost_told = 0  # owned by the thread that takes
 
@@ -54,33 +57,32 @@ class FrameLog:
         if len(self._frames) >= MOST_FRAMES:
             self._lost += 1
         else:
-            self._frames.append((times, class_ids))
+            self._frames.append((times, (self.label, class_ids)))
 
     def take(self, most: int) -> News:
         """Take away the oldest, up to so many; called by one thread."""
         frames = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
-        by_camera: dict[str, list[tuple[int, ...]]] = {}
-        for times, class_ids in frames:
-            by_camera.setdefault(times.camera, []).append(class_ids)
+        by_camera: dict[str, list[_Seen]] = {}
+        for times, seen in frames:
+            by_camera.setdefault(times.camera, []).append(seen)
         lost = self._lost
         told, self._lost_told = self._lost_told, lost
         return News(
             times=[times for times, _ in frames],
-            found={camera: self._most_at_once(there) for camera, there in by_camera.items()},
+            found={camera: _most_at_once(there) for camera, there in by_camera.items()},
             lost=lost - told,
         )
 
-    def _most_at_once(self, frames: Iterable[tuple[int, ...]]) -> dict[str, int]:
-        """Return for each label the most of it in one frame."""
-        most: dict[str, int] = {}
-        for class_ids in dict.fromkeys(frames):
-            for name, count in Counter(map(self._name, class_ids)).items():
-                if name in most or len(most) < MOST_LABELS:
-                    most[name] = max(count, most.get(name, 0))
-        return most
 
-    def _name(self, class_id: int) -> str:
-        return self._label(class_id) or f"class_{class_id}"
+def _most_at_once(frames: Iterable[_Seen]) -> dict[str, int]:
+    """Return for each label the most of it in one frame."""
+    most: dict[str, int] = {}
+    for label, class_ids in dict.fromkeys(frames):
+        names = (label(class_id) or f"class_{class_id}" for class_id in class_ids)
+        for name, count in Counter(names).items():
+            if name in most or len(most) < MOST_LABELS:
+                most[name] = max(count, most.get(name, 0))
+    return most
 
 
 def times_of(frame: Frame, timing: Timing, done_ns: int) -> FrameTimes:

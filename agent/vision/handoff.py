@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +24,31 @@ class FrameBuffers:
     Three suffice: one being captured into, one waiting in the slot, one being preprocessed.
     Where frames are kept until their results are out, those in the other stages count as well:
     one before and one in inference, two with their outputs.
+
+    While one model takes the place of another there are frames under way with either: these get
+    memory of their own, which is not kept.
     """
 
     COUNT = 3
     COUNT_KEPT = 7
 
     def __init__(self, count: int = COUNT) -> None:
+        self._count = count
         self._free: SimpleQueue[U8Image | None] = SimpleQueue()
         for _ in range(count):
             self._free.put(None)
 
     def take(self) -> U8Image | None:
         """Return memory of an earlier frame, or None where there is none yet; never waits."""
-        return self._free.get_nowait()
+        try:
+            return self._free.get_nowait()
+        except Empty:
+            return None
 
     def give_back(self, pixels: U8Image | None) -> None:
         """Return memory for the next frames."""
-        self._free.put(pixels)
+        if self._free.qsize() < self._count:
+            self._free.put(pixels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

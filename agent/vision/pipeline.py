@@ -9,8 +9,12 @@ under way without counting: preprocess cannot run ahead of the one tensor, so a 
 in its slot, where a newer one replaces it, and not in a queue where it would grow old. The
 interpreter's own input is the second buffer: the tensor is free again before `invoke` starts.
 
+Each frame is given a `Setup`, the model and all that goes with it, when it is taken from its slot;
+to exchange the model is to give another one to the next frame (`agent.vision.swap`).
+
 Every wait has a time limit and ticks its stage, so being stuck in native code is the only
-way to stop ticking. The first exception in a stage ends the worker; its parent starts another.
+way to stop ticking. The first exception in a stage ends the worker, its parent starts another;
+but for a new model's, as long as the one before is there to go on with.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -31,26 +34,36 @@ from agent.link import ResultOut
 from agent.sensors.clock import judge_capture
 from agent.vision.capture import Capture
 from agent.vision.cascade import Cascade
-from agent.vision.encode import CameraStream, Findings, Keep, Origin, Timing, findings_of
+from agent.vision.encode import CameraStream, Findings, Timing, findings_of
 from agent.vision.engines import Tensor
 from agent.vision.frame_log import FrameLog, counted_ids, times_of
 from agent.vision.handoff import Frame, FrameBuffers, LatestSlot, Taken, take_next
-from agent.vision.model import Model
+from agent.vision.lending import Lender, things_of
 from agent.vision.preprocess import Transform, preprocess
-from agent.vision.recurrent import State
+from agent.vision.swap import Say, Setup, Switch
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WAIT_S = 0.5
-OUTPUT_SETS = 2
-INVOKES_KEPT, INVOKES_ENOUGH = 512, 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """A frame that a new model failed on; the one behind it accounts for it."""
+
+    setup: Setup
+    frame: Frame
+    dropped: int
+    still: int
+    lent: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A frame whose tensor is ready; its pixels are given back unless a second stage needs them."""
 
+    setup: Setup
     frame: Frame
     dropped: int
     still: int
@@ -58,6 +71,7 @@ class Prepared:
     transform: Transform
     taken_ns: int
     prepared_ns: int
+    lent: int | None  # its number among those that are lent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,45 +92,36 @@ class CameraLane:
     capture: Capture
     stream: CameraStream
     region: Region | None = None  # the part of the frame that the model sees
-    keep: Keep | None = None  # which findings count for this camera
-    state: State | None = None  # of a recurrent model; each camera has its own
 
 
 class Pipeline:
-    """The stages between the slots and the socket, for one model and its cameras."""
+    """The stages between the slots and the socket, for the cameras of one model."""
 
     def __init__(
         self,
         *,
-        model: Model,
-        cascade: Cascade | None = None,
+        setup: Setup,
         lanes: dict[str, CameraLane],
         ready: threading.Condition,
-        origin: Origin,
         emit: Callable[[ResultOut], None],
+        say: Say,
         clock_synced: Callable[[], bool | None],
         stopping: threading.Event,
     ) -> None:
-        self.model = model
-        self._cascade = cascade
+        self.switch = Switch(setup, say)
         self.lanes = lanes
         self.ticks: dict[str, int] = {}
         self.failure: BaseException | None = None
-        self.invoke_s: deque[float] = deque(maxlen=INVOKES_KEPT)
-        self.frame_log = FrameLog(model.label)
+        self.frame_log = FrameLog(setup.model.label)
+        self.lender: Lender | None = None
+        self._logged = setup  # whose labels the log has; of the postprocess thread
         self._ready = ready
         self._slots: Sequence[LatestSlot] = [lane.slot for lane in lanes.values()]
-        self._origin = origin
         self._emit = emit
         self._clock_synced = clock_synced
         self._stopping = stopping
-        self._free_tensors: SimpleQueue[Tensor] = SimpleQueue()
-        self._prepared: SimpleQueue[Prepared | None] = SimpleQueue()
-        self._free_outputs: SimpleQueue[list[Tensor]] = SimpleQueue()
-        self._inferred: SimpleQueue[Inferred | None] = SimpleQueue()
-        self._free_tensors.put(model.plan.new_tensor())
-        for _ in range(OUTPUT_SETS):
-            self._free_outputs.put(model.new_outputs())
+        self._prepared: SimpleQueue[Prepared | Lost | None] = SimpleQueue()
+        self._inferred: SimpleQueue[Inferred | Lost | None] = SimpleQueue()
 
     def start(self) -> list[threading.Thread]:
         """Start the stages; they end in order after `stopping` is set."""
@@ -140,24 +145,35 @@ class Pipeline:
         """Take a free tensor first and the newest frame after: waiting must not age a frame."""
         try:
             while not self._stopping.is_set():
-                tensor = self._take(self._free_tensors, "preprocess")
+                setup = self.switch.current
+                tensor = self._take(setup.free_tensors, "preprocess")
                 while tensor is not None and not self._stopping.is_set():
                     self.tick("preprocess")
+                    if setup is not self.switch.current:
+                        setup.free_tensors.put(tensor)  # it may come back
+                        break
                     taken = take_next(self._slots, self._ready, WAIT_S)
                     if taken is not None:
-                        self._prepared.put(self._prepare(taken, tensor))
+                        self._prepared.put(self._prepare(taken, tensor, setup))
                         break
         finally:
             self._prepared.put(None)
 
-    def _prepare(self, taken: Taken, tensor: Tensor) -> Prepared:
+    def _prepare(self, taken: Taken, tensor: Tensor, setup: Setup) -> Prepared | Lost:
         taken_ns = time.monotonic_ns()
         frame = taken.frame
         lane = self.lanes[frame.camera]
-        transform = preprocess(frame.pixels, self.model.plan, tensor, lane.region)
-        if self._cascade is None:
-            lane.buffers.give_back(frame.pixels)
+        lender = self.lender
+        lent = None if lender is None else lender.take(frame, lane.region)
+        try:
+            transform = preprocess(frame.pixels, setup.model.plan, tensor, lane.region)
+        except Exception as error:
+            return self._lost(setup, frame, taken.dropped, taken.still, lent, error)
+        finally:
+            if setup.cascade is None:
+                lane.buffers.give_back(frame.pixels)
         return Prepared(
+            setup=setup,
             frame=frame,
             dropped=taken.dropped,
             still=taken.still,
@@ -165,65 +181,143 @@ class Pipeline:
             transform=transform,
             taken_ns=taken_ns,
             prepared_ns=time.monotonic_ns(),
+            lent=lent,
         )
 
     def _inference(self) -> None:
-        """Own the engine: copy in, invoke, copy out."""
-        engine = self.model.engine
+        """Own the engines: copy in, invoke, copy out."""
         try:
             while True:
                 prepared = self._take(self._prepared, "inference")
                 if prepared is None:
                     return
-                outputs = self._take(self._free_outputs, "inference")
+                if isinstance(prepared, Lost):
+                    self._inferred.put(prepared)
+                    continue
+                outputs = self._take(prepared.setup.free_outputs, "inference")
                 if outputs is None:
                     return
                 self.tick("inference")
-                started_ns = time.monotonic_ns()
-                engine.load_input(prepared.tensor, self.model.image_input)
-                self._free_tensors.put(prepared.tensor)
-                state = self.lanes[prepared.frame.camera].state
-                if state is not None:
-                    state.feed(engine)
-                engine.invoke()
-                engine.read_outputs(outputs)
-                if state is not None:
-                    state.keep(outputs)
-                timing = Timing(
-                    taken_ns=prepared.taken_ns,
-                    prepared_ns=prepared.prepared_ns,
-                    invoke_started_ns=started_ns,
-                    invoked_ns=time.monotonic_ns(),
-                )
-                self.invoke_s.append((timing.invoked_ns - started_ns) / 1e9)
-                self._inferred.put(Inferred(prepared=prepared, outputs=outputs, timing=timing))
+                self._inferred.put(self._infer(prepared, outputs))
         finally:
             self._inferred.put(None)
+
+    def _infer(self, prepared: Prepared, outputs: list[Tensor]) -> Inferred | Lost:
+        setup = prepared.setup
+        try:
+            timing = self._run(prepared, outputs)
+            if timing is not None:
+                setup.invoke_s.append((timing.invoked_ns - timing.invoke_started_ns) / 1e9)
+                return Inferred(prepared=prepared, outputs=outputs, timing=timing)
+            lost = self._lose(prepared)
+        except Exception as error:
+            lost = self._lose(prepared, error)
+        setup.free_outputs.put(outputs)  # whatever comes: frames behind this one wait for them
+        return lost
+
+    def _run(self, prepared: Prepared, outputs: list[Tensor]) -> Timing | None:
+        """Run the engine; None: its model is withdrawn."""
+        setup = prepared.setup
+        engine = setup.model.engine
+        started_ns = time.monotonic_ns()
+        try:
+            if setup.is_withdrawn:
+                return None
+            engine.load_input(prepared.tensor, setup.model.image_input)
+        finally:
+            setup.free_tensors.put(prepared.tensor)  # whatever comes: preprocess waits for it
+        state = setup.states.get(prepared.frame.camera)
+        if state is not None:
+            state.feed(engine)
+        engine.invoke()
+        engine.read_outputs(outputs)
+        if state is not None:
+            state.keep(outputs)
+        return Timing(
+            taken_ns=prepared.taken_ns,
+            prepared_ns=prepared.prepared_ns,
+            invoke_started_ns=started_ns,
+            invoked_ns=time.monotonic_ns(),
+        )
+
+    def _lose(self, prepared: Prepared, error: Exception | None = None) -> Lost:
+        one = prepared
+        return self._lost(one.setup, one.frame, one.dropped, one.still, one.lent, error)
+
+    def _lost(
+        self,
+        setup: Setup,
+        frame: Frame,
+        dropped: int,
+        still: int,
+        lent: int | None,
+        error: Exception | None,
+    ) -> Lost:
+        """Go back to the model before; raises the error where there is none."""
+        if error is not None and not self.switch.withdraw(setup, error):
+            raise error
+        return Lost(setup=setup, frame=frame, dropped=dropped, still=still, lent=lent)
 
     def _postprocess(self) -> None:
         """Decode, go back to pixels of the frame, look closer, publish."""
         while (inferred := self._take(self._inferred, "postprocess")) is not None:
-            frame = inferred.prepared.frame
-            lane = self.lanes[frame.camera]
-            decoded = self.model.decode(inferred.outputs)
-            transform = inferred.prepared.transform
-            findings = findings_of(decoded, transform, self.model, lane.keep)
-            self._free_outputs.put(inferred.outputs)
-            timing = inferred.timing
-            if self._cascade is not None:
-                findings, timing = self._look_closer(self._cascade, frame, findings, timing)
-                lane.buffers.give_back(frame.pixels)
-            self._publish(lane.stream, inferred.prepared, findings, timing)
+            found = inferred if isinstance(inferred, Lost) else self._find(inferred)
+            if isinstance(found, Lost):
+                self._account(found)
+            else:
+                self._publish(*found)
 
-    def _publish(
-        self, stream: CameraStream, prepared: Prepared, findings: Findings, timing: Timing
-    ) -> None:
+    def _find(self, inferred: Inferred) -> tuple[Prepared, Findings, Timing] | Lost:
+        """Decode the outputs, give them back, look closer."""
+        prepared, timing = inferred.prepared, inferred.timing
+        setup, frame = prepared.setup, prepared.frame
+        try:
+            try:
+                if setup.is_withdrawn:
+                    return self._lose(prepared)
+                findings = self._decode(inferred)
+            finally:
+                setup.free_outputs.put(inferred.outputs)
+            if setup.cascade is not None:
+                findings, timing = self._look_closer(setup.cascade, frame, findings, timing)
+                self.lanes[frame.camera].buffers.give_back(frame.pixels)
+        except Exception as error:
+            return self._lose(prepared, error)
+        return prepared, findings, timing
+
+    def _decode(self, inferred: Inferred) -> Findings:
+        prepared = inferred.prepared
+        setup, transform = prepared.setup, prepared.transform
+        decoded = setup.model.decode(inferred.outputs)
+        keep = setup.keeps.get(prepared.frame.camera)
+        findings = findings_of(decoded, transform, setup.model, keep)
+        lender = self.lender
+        if lender is not None and prepared.lent is not None:
+            everything = findings_of(decoded, transform, setup.model)
+            things = things_of(everything, transform.frame_width, transform.frame_height)
+            lender.note(prepared.lent, things, setup.model.identity, setup.model.head.task)
+        return findings
+
+    def _account(self, lost: Lost) -> None:
+        """Count a frame without a result as dropped, and give its pixels back."""
+        lane, lender = self.lanes[lost.frame.camera], self.lender
+        if lost.setup.cascade is not None:
+            lane.buffers.give_back(lost.frame.pixels)
+        if lender is not None and lost.lent is not None:
+            lender.drop(lost.lent)
+        lane.stream.lose(lost.dropped, lost.still)
+
+    def _publish(self, prepared: Prepared, findings: Findings, timing: Timing) -> None:
         """Account for a frame; encode and emit its result if its camera's policy wants one."""
-        frame, transform = prepared.frame, prepared.transform
+        setup, frame, transform = prepared.setup, prepared.frame, prepared.transform
+        self.switch.note_good(setup)
+        stream = self.lanes[frame.camera].stream
         stream.dropped += prepared.dropped
         stream.still += prepared.still
         stream.processed += 1
         stream.second += sum(run.crops for run in findings.cascade or ())
+        if setup is not self._logged:
+            self._begin_log(setup)
         class_ids = findings.class_ids()
         is_wanted = stream.wants(class_ids)
         done_ns = time.monotonic_ns()
@@ -238,7 +332,7 @@ class Pipeline:
                 (transform.frame_width, transform.frame_height),
                 findings,
                 times,
-                self._origin,
+                setup.origin,
                 clock_synced=is_synced,
             )
             self._emit(
@@ -253,6 +347,13 @@ class Pipeline:
                 )
             )
         stream.last_frame_id = frame.frame_id  # after it is out: a heartbeat may tell of it
+        self.switch.note_done(setup, done_ns)
+
+    def _begin_log(self, setup: Setup) -> None:
+        """What is noted from now on is of another model: its classes are others."""
+        self._logged, self.frame_log.label = setup, setup.model.label
+        for lane in self.lanes.values():
+            lane.stream.last_labels = None
 
     def _look_closer(
         self, cascade: Cascade, frame: Frame, findings: Findings, timing: Timing
@@ -265,11 +366,6 @@ class Pipeline:
         cascade_ns = time.monotonic_ns() - started_ns
         seen = msgspec.structs.replace(findings, detections=detections, cascade=runs)
         return seen, replace(timing, cascade_ns=cascade_ns)
-
-    def invoke_p99_s(self) -> float | None:
-        """Return the 99th percentile of the last invokes, None before there are enough."""
-        times = sorted(self.invoke_s.copy())
-        return times[int(len(times) * 0.99)] if len(times) >= INVOKES_ENOUGH else None
 
     def _take(self, queue: SimpleQueue[T], stage: str) -> T | None:
         """Wait for the next item, ticking; None when another stage has failed."""

@@ -29,6 +29,7 @@ import msgspec
 
 from agent.choices import Candidate, Choice
 from agent.config import ModelConfig
+from agent.contract.manifest import Manifest
 from agent.errors import EXIT_OK, ModelError
 from agent.sensors.board import read_board_model, read_cpu_name
 from agent.sensors.coral import edgetpu_package
@@ -50,7 +51,6 @@ from agent.trial_words import (
 )
 from agent.vision.confine import confine, confine_memory
 from agent.vision.engines import DelegateError, DelegateFault, installed_runtimes
-from agent.vision.manifest import Manifest
 from agent.vision.measure import TOO_LARGE, Search, probe_accelerator
 from agent.vision.model_files import ModelFiles, read_model
 

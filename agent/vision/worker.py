@@ -17,14 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import cv2
 
 from agent.choices import Choice
-from agent.config import CameraConfig, ModelConfig
-from agent.contract.payloads import CameraState, MeasuredRun
+from agent.config import CameraConfig
+from agent.contract.payloads import CameraState
 from agent.errors import EXIT_FAILURE, ModelError
 from agent.link import (
     OPENING,
@@ -35,7 +34,6 @@ from agent.link import (
     FromWorker,
     Inbox,
     Learned,
-    Ready,
     ResultOut,
     Resume,
     Start,
@@ -45,18 +43,13 @@ from agent.link import (
 )
 from agent.logs import configure_logging
 from agent.sensors.clock import read_clock_synced
+from agent.vision.assemble import Assembly
 from agent.vision.capture import Capture
-from agent.vision.cascade import Cascade, SecondStages
-from agent.vision.chooser import FirstLook
-from agent.vision.encode import CameraStream, Origin
-from agent.vision.filter import filter_of
+from agent.vision.encode import CameraStream
 from agent.vision.frame_log import NOTHING_NEW, News, bare
 from agent.vision.handoff import FrameBuffers, LatestSlot, U8Image
-from agent.vision.heads import Task
-from agent.vision.model import Model, load_model
-from agent.vision.notes import camera_notes
+from agent.vision.orders import Orders, decline
 from agent.vision.pipeline import CameraLane, Pipeline
-from agent.vision.recurrent import State
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +78,7 @@ class Worker:
         self._lanes: dict[str, CameraLane] = {}
         self._capture_ticks: dict[str, int] = {}
         self._pipeline: Pipeline | None = None
+        self._orders: Orders | None = None  # once a model runs
         self._opening_since: int | None = None
         self._ended = threading.Event()  # all stages have
 
@@ -115,7 +109,7 @@ class Worker:
         heart.join(LAST_BEAT_WITHIN_S)
         if self._pipeline is not None and self._pipeline.failure is not None:
             failure = self._pipeline.failure
-            self._say(Failed(code="worker", reason=f"{type(failure).__name__}: {failure}"))
+            self._say(Failed(code="frame", reason=f"{type(failure).__name__}: {failure}"))
             return EXIT_FAILURE
         return 0
 
@@ -124,80 +118,36 @@ class Worker:
         ready = threading.Condition()
         for config in start.cameras:
             self._add_camera(config, start, ready)
-        chooser = FirstLook(start.choices, start.most_threads, self._learned, self._note_opening)
-        model = self._load(start.model, start, chooser)
-        measured_ms = chooser.measured_ms  # of this model; second stages are chosen next
-        second = self._second_stages(start, chooser, model.head.task)
-        stages = second.stages
-        for lane in self._lanes.values():
-            lane.state = State(model.engine, model.feedback) if model.feedback else None
-        accelerator = model.engine.accelerator
+        assembly = Assembly(start, self._learned, self._note_opening)
+        setup = assembly.first()
         self._pipeline = Pipeline(
-            model=model,
-            cascade=Cascade(stages) if stages else None,
+            setup=setup,
             lanes=self._lanes,
             ready=ready,
-            origin=Origin(
-                device=start.device,
-                boot_id=start.boot_id,
-                model=model.identity,
-                accelerator=accelerator,
-            ),
             emit=self._emit,
+            say=self._say,
             clock_synced=_Remembered(read_clock_synced, for_s=1.0),
             stopping=self.stopping,
         )
+        self._orders = Orders(self._pipeline, assembly, self._say)
         gc.collect()
         gc.freeze()  # what is loaded by now stays; later collections need not look at it
-        self._say(
-            Ready(
-                model=model.identity,
-                task=model.head.task,
-                head=model.head.kind,
-                accelerator=accelerator,
-                reason=model.reason,
-                is_accelerated=any(
-                    not one.engine.accelerator.startswith("cpu")
-                    for one in (model, *(stage.model for stage in stages))
-                ),
-                fallbacks=(*([""] if model.is_fallback else []), *second.fallbacks),
-                run=MeasuredRun(
-                    runtime=model.engine.runtime,
-                    threads=model.engine.threads,
-                    xnnpack=accelerator == "cpu:xnnpack",
-                    invoke_ms=measured_ms,
-                ),
-                first_invoke_s=model.engine.first_invoke_s,
-                notes=(*model.notes, *second.notes, *camera_notes(start.cameras, model.head.task)),
-            )
-        )
+        assert setup.ready is not None
+        # Ahead of the pipeline, so that no result comes before the status that names its model.
+        self._say(setup.ready)
+        model = setup.model
         log.info(
             "model ready name=%s sha256=%s runtime=%s accelerator=%s head=%s",
             model.identity.name,
             model.identity.sha256[:12],
             model.engine.runtime,
-            accelerator,
+            model.engine.accelerator,
             model.head.why,
         )
-        # After Ready, so that no result comes before the status that names its model.
         return self._pipeline.start()
 
-    def _load(self, config: ModelConfig, start: Start, chooser: FirstLook) -> Model:
-        """Load a model; while its accelerator is opened in this process, a stage says so."""
-        try:
-            return load_model(config, chooser=chooser, avoid=start.avoid)
-        finally:
-            self._opening_since = None
-
-    def _second_stages(self, start: Start, chooser: FirstLook, task: Task) -> SecondStages:
-        """Load the models that look at boxes; without one of them the others work, and say so."""
-        second = SecondStages()
-        for config in start.model.then if task == "detection" else ():
-            second.add(config, partial(self._load, start.second[config.model], start, chooser))
-        return second
-
-    def _note_opening(self) -> None:
-        self._opening_since = time.monotonic_ns()
+    def _note_opening(self, is_opening: bool) -> None:
+        self._opening_since = time.monotonic_ns() if is_opening else None
 
     def _learned(self, key: str, choice: Choice) -> None:
         self._say(Learned(key=key, choice=choice))
@@ -249,7 +199,6 @@ class Worker:
             capture=capture,
             stream=stream,
             region=config.region,
-            keep=filter_of(config),
         )
 
         def run() -> None:
@@ -273,9 +222,9 @@ class Worker:
                 f"a result of {size} bytes is too large to hand on; lower max_detections"
             ) from error
 
-    def _say(self, message: FromWorker) -> None:
+    def _say(self, message: FromWorker, descriptor: int | None = None) -> None:
         try:
-            send(self.link, message)
+            send(self.link, message, descriptor=descriptor)
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
                 raise  # our own fault
@@ -293,6 +242,8 @@ class Worker:
             pipeline = self._pipeline
             news = pipeline.frame_log.take(BEAT_FRAMES) if pipeline is not None else NOTHING_NEW
             beat = self._heartbeat(pipeline, news)
+            if self._orders is not None:
+                self._orders.look_after()
             try:
                 self._say(beat)
             except OSError:  # labels of any length: alive all the same
@@ -313,7 +264,7 @@ class Worker:
         counts = {
             name: CameraCounts(
                 captured=lane.capture.captured,
-                dropped=lane.capture.dropped,
+                dropped=lane.capture.dropped + lane.stream.lost,
                 still=lane.capture.still,
                 processed=lane.stream.processed,
                 last_frame_id=lane.stream.last_frame_id,
@@ -325,7 +276,7 @@ class Worker:
         return Beat(
             stage_age_s={stage: (now - at) / 1e9 for stage, at in ticks.items()},
             cameras=counts,
-            invoke_p99_s=pipeline.invoke_p99_s() if pipeline is not None else None,
+            invoke_p99_s=pipeline.switch.current.invoke_p99_s() if pipeline is not None else None,
             times=news.times,
             times_lost=news.lost,
         )
@@ -339,8 +290,20 @@ class Worker:
                 message = None
             if message is None:
                 os._exit(0)
-            if isinstance(message, Stop):
+            self._obey(message)
+
+    def _obey(self, message: ToWorker) -> None:
+        """Do what is asked, without waiting for anything."""
+        orders = self._orders
+        match message:
+            case Stop():
                 self.stopping.set()
+            case Start():
+                pass  # there is but one
+            case _ if orders is not None:
+                orders.obey(message)
+            case _:
+                decline(message, self._say)
 
 
 class _Remembered:

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from remembered import remember
 from simulated_board import REST_UW, WORK_UW
 
 from agent.bench import energy as module
 from agent.bench.energy import first_power, measure_energy, run_energy, sensor_interval_s
 from agent.bench.energy_report import Measured, Plan, Rest, as_document, lines, notes
+from agent.bench.session import STATE_FOLDER
 from agent.choices import Choice
 from agent.cli import main
 from agent.daemon.instance import acquire
@@ -51,9 +53,11 @@ def board(tmp_path):
     writer.wait()
 
 
-def test_a_simulated_board_gives_the_watts_that_were_put_into_it(board, tmp_path):
+def test_a_simulated_board_gives_the_watts_that_were_put_into_it(board, tmp_path, monkeypatch):
     folder = tmp_path / "work"
-    folder.mkdir()
+    # To tune it takes long, and is the same for every bench: test_bench_session.py runs it.
+    remember(folder / STATE_FOLDER)
+    monkeypatch.setattr(module, "tuned", lambda model, folder: CHOICE)
     with Signals() as signals:
         _, measured = measure_energy(replace(SHORT, root=board), folder, signals)
     assert measured.why_invalid is None

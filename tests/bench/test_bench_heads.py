@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from agent.bench import heads, outputs
 from agent.bench.heads import ROWS, Row, count, percentile_99, prepare, run_heads, table
+from agent.contract.manifest import HeadType
 from agent.errors import AgentError, ModelError
 from agent.vision.heads.choose import FAMILIES
-from agent.vision.manifest import HeadType
 
 
 def row_named(start):

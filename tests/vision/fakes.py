@@ -12,10 +12,12 @@ import numpy as np
 from agent.contract.payloads import ModelIdentity
 from agent.errors import CameraError
 from agent.vision.cameras import EndOfStream
+from agent.vision.encode import Origin
 from agent.vision.engines import TensorSpec
 from agent.vision.heads import Boxes, Head
 from agent.vision.model import Model
 from agent.vision.preprocess import plan_input
+from agent.vision.swap import Setup
 
 
 class FakeCamera:
@@ -134,6 +136,12 @@ def fake_model(
         labels=(),
         notes=(),
     )
+
+
+def setup_of(model: Model, **parts: Any) -> Setup:
+    """What a pipeline runs, around a model."""
+    origin = Origin(device="d", boot_id="b", model=model.identity, accelerator="cpu")
+    return Setup(model=model, origin=origin, **parts)
 
 
 LOST = CameraError("cable pulled")

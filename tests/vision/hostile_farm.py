@@ -20,11 +20,11 @@ from pathlib import Path
 from hostile_files import flipped, made_boxes, made_classifier, restructured, structure, truncated
 
 from agent.config import ModelConfig
+from agent.contract.manifest import Manifest
 from agent.errors import ModelError
 from agent.trial_words import Measured, TrialRequest
 from agent.vision import measure
 from agent.vision.engines import Wish, open_engine
-from agent.vision.manifest import Manifest
 from agent.vision.model_files import ModelBytes, ModelFiles
 
 CASE_WITHIN_S = 10.0

@@ -3,11 +3,12 @@
 import threading
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.vision.handoff import Frame, LatestSlot, take_next
+from agent.vision.handoff import Frame, FrameBuffers, LatestSlot, take_next
 
 
 def frame(camera="a", frame_id=1, captured_ns=0):
@@ -185,3 +186,14 @@ def test_a_camera_slower_than_an_even_share_loses_nothing(cameras, rate_hz, rand
     assert served.count(0) == 30
     mine = [at for at, camera in enumerate(served) if camera == 0]
     assert all(after - before <= 2 * cameras for before, after in pairwise(mine))
+
+
+def test_more_frames_than_memory_is_kept_for_are_given_some_and_it_is_not_kept():
+    buffers = FrameBuffers(2)
+    frames = [np.zeros((2, 2, 3), np.uint8) for _ in range(4)]
+    for _ in frames:
+        assert buffers.take() is None, "made by whoever captures"
+    for one in frames:
+        buffers.give_back(one)
+    taken = [buffers.take() for _ in range(4)]
+    assert all(one is other for one, other in zip(taken, [*frames[:2], None, None], strict=True))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from made_models import MadeInput, MadeTensor, made_model
 
 from agent.config import ModelConfig
+from agent.contract.manifest import Manifest
 from agent.errors import ModelError
 from agent.vision.labels import label_counts, read_labels
-from agent.vision.manifest import Manifest
 from agent.vision.model import load_model
 from agent.vision.model_files import ModelBytes, ModelFiles
 from agent.vision.tflite_file import parse_tflite

@@ -8,12 +8,12 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 import pytest
-from fakes import LOST, FakeCamera, FakeEngine, fake_model
+from fakes import LOST, FakeCamera, FakeEngine, fake_model, setup_of
 
 from agent.config import CameraConfig
 from agent.vision import capture as capture_module
 from agent.vision.capture import Capture
-from agent.vision.encode import CameraStream, Origin
+from agent.vision.encode import CameraStream
 from agent.vision.handoff import FrameBuffers, LatestSlot
 from agent.vision.pipeline import CameraLane, Pipeline
 
@@ -28,6 +28,7 @@ class Rig:
         self.ready = threading.Condition()
         self.results = []
         self.sent = []
+        self.said = []
         self.changes = []
         self.ticks = {}
         self.lanes = {}
@@ -54,16 +55,11 @@ class Rig:
                 slot=slot, buffers=buffers, capture=capture, stream=stream
             )
         self.pipeline = Pipeline(
-            model=self.model,
+            setup=setup_of(self.model),
             lanes=self.lanes,
             ready=self.ready,
-            origin=Origin(
-                device="d",
-                boot_id="b",
-                model=self.model.identity,
-                accelerator="cpu",
-            ),
             emit=self.take,
+            say=self.said.append,
             clock_synced=lambda: None,
             stopping=self.stopping,
         )
@@ -443,7 +439,8 @@ def test_publish_policies(policy, classes, expected):
 def test_every_processed_frame_leaves_its_times_published_or_not():
     configs = {"a": CameraConfig(name="a", source="fake", publish="detections")}
     running = Rig({"a": source(FakeCamera(4)), "b": source(FakeCamera(5))}, configs=configs)
-    running.lanes["a"].keep = lambda *_: np.zeros(0, np.intp)  # nothing in it counts
+    nothing = {"a": lambda *_: np.zeros(0, np.intp)}  # nothing in it counts
+    running.pipeline.switch.current.keeps = nothing
     running.start()
     try:
         running.wait(lambda: sum(lane.stream.last_frame_id for lane in running.lanes.values()) == 9)

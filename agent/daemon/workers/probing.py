@@ -1,14 +1,52 @@
-"""One try of an accelerator in a process of its own, which may abort or hang as it likes."""
+"""Accelerators are tried in processes of their own, which may abort or hang as they like."""
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from agent.config import ModelConfig
+from agent.daemon.workers.failover import Failover
+from agent.daemon.workers.killed import KilledProcesses
+from agent.daemon.workers.listener import Probe
 from agent.link import Learned
 from agent.trial_words import NO_ANSWER, PROBE_INVOKES, Trial, TrialRequest, start_trial
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class ProbeWatch:
+    """Probes an engine's resting accelerator when it is time."""
+
+    start: Callable[[tuple[str, ...]], Probe]  # of models by name in [models]
+    failover: Failover
+    killed: KilledProcesses
+    _probe: Probe | None = None
+
+    def is_back(self, now: float) -> bool:
+        """Look how it fares; return whether the accelerator can be used again."""
+        if self._probe is None:
+            # One that tried it and is stuck would have another one get stuck beside it.
+            if self.failover.is_probe_due(now) and not self.killed.pids:
+                self._probe = self.start(self.failover.resting)
+            return False
+        failure = self._probe.poll()
+        if failure is None:
+            return False
+        self.end()
+        log.info("accelerator probed wanted=%s failure=%s", self.failover.wanted, failure or "none")
+        return self.failover.on_probe(failure, now)
+
+    def end(self) -> None:
+        """Stop trying, without waiting."""
+        if self._probe is not None:
+            for process in self._probe.end():
+                self.killed.kill(process)
+            self._probe = None
 
 
 class AcceleratorProbe:

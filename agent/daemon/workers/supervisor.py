@@ -5,9 +5,9 @@
          └── died / failed / too slow to start / silent / a stage stuck / memory ──┘
 
 The supervisor owns the worker's process and its end of the link; it never touches MQTT.
-What it learns goes to a `Listener`. Whether the worker may use its accelerator is `Failover`'s
-word; when a probe finds it well again, the worker is asked to end and replaced. All times are
-monotonic.
+What it learns goes to a `Listener`, and to an `Attendant` what concerns the exchange of its model.
+Whether the worker may use its accelerator is `Failover`'s word; when a probe finds it well again,
+the worker is asked to end and replaced. All times are monotonic.
 
 Nothing here waits for a process for longer than a moment, as engines beside this one are served
 by the same thread. The next worker starts when the one before has ended, or is stuck in the
@@ -16,41 +16,44 @@ kernel and abandoned: `KilledProcesses`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 from agent.daemon.workers.backoff_memory import MOST_FAILURES, BackoffMemory
+from agent.daemon.workers.engine_faults import down_of
 from agent.daemon.workers.failover import Failover
 from agent.daemon.workers.killed import KilledProcesses
-from agent.daemon.workers.listener import Listener, Probe
+from agent.daemon.workers.listener import Attendant, Listener, Nobody, Probe
 from agent.daemon.workers.memory_limit import WorkerMemory
+from agent.daemon.workers.probing import ProbeWatch
 from agent.daemon.workers.restart_reasons import CLEARS_ACCELERATOR, HANGS, RestartReason
 from agent.daemon.workers.stage_limits import CAPTURE, StageLimits
 from agent.daemon.workers.stream_progress import StreamProgress
-from agent.daemon.workers.worker_run import WorkerRun, spawn_worker
+from agent.daemon.workers.worker_run import WorkerRun, launch, spawn_worker
 from agent.link import (
     Beat,
     CameraChange,
     Failed,
     FromWorker,
-    Inbox,
     Learned,
+    Lent,
     Ready,
     ResultOut,
     Resume,
     Start,
     Stop,
-    open_link,
+    SwapFailed,
+    Swapped,
+    ToWorker,
     send,
 )
 
@@ -72,10 +75,7 @@ STABLE_S = 10.0
 BATCH = 256
 # Workers that cannot be killed, beyond which a camera that hangs costs no further one.
 MOST_ABANDONED = 3
-# How soon a process that is ending is looked at again.
-ENDING_LOOK_S = 0.02
-# Killed workers have this long, together, at the program's end; see `KilledProcesses`.
-GONE_AT_STOP_WITHIN_S = 0.5
+ENDING_LOOK_S = 0.02  # at a process that is ending
 
 State = Literal["starting", "running", "backing_off"]
 
@@ -94,6 +94,7 @@ class Supervisor:
     memory: WorkerMemory | None = None  # None: no limit
     spawn: Callable[[socket.socket], subprocess.Popen[bytes]] = spawn_worker
     clock: Callable[[], float] = time.monotonic
+    attendant: Attendant = field(default_factory=Nobody)
     state: State = "backing_off"
     restarts: int = 0
     restarts_by_reason: Counter[RestartReason] = field(default_factory=Counter)
@@ -103,14 +104,15 @@ class Supervisor:
     _is_first: bool = True
     _failures: int = 0
     _deaths_without_progress: int = 0
-    _probe: Probe | None = None
     _stages: StageLimits = field(default_factory=StageLimits)
     _progress: StreamProgress = field(init=False)
     _killed: KilledProcesses = field(init=False)
+    _probes: ProbeWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self._progress = StreamProgress(self.first_seq)
         self._killed = KilledProcesses(self.listener.on_abandoned, self.clock)
+        self._probes = ProbeWatch(self.start_probe, self.failover, self._killed)
         self._failures = self.backoff.failures(self.name)
 
     @property
@@ -130,29 +132,22 @@ class Supervisor:
 
     def start(self) -> None:
         """Start a worker now."""
+        # When workers die again and again without progress, a frame of a file is skipped for each
+        # death after the first.
+        skip = max(0, self._deaths_without_progress - 1)
+        start = self.make_start(self._progress.resume(skip), self.failover.avoid)
         if not self._is_first:
             self.restarts += 1
             self.restarts_by_reason[self._why] += 1
         self._is_first = False
-        ours, theirs = open_link()
         try:
-            process = self.spawn(theirs)
+            self._run = launch(self.spawn, self.clock())
         except OSError as error:
-            ours.close()
             self._back_off("not_started", f"no worker can be started: {error.strerror}")
             return
-        finally:
-            theirs.close()
-        now = self.clock()
-        inbox: Inbox[FromWorker] = Inbox(ours, FromWorker)
-        self._run = WorkerRun(process=process, link=ours, inbox=inbox, started_at=now, heard_at=now)
         self.state = "starting"
-        ours.setblocking(False)
         try:
-            # When workers die again and again without progress, a frame of a file is skipped for
-            # each death after the first.
-            skip = max(0, self._deaths_without_progress - 1)
-            send(ours, self.make_start(self._progress.resume(skip), self.failover.avoid))
+            send(self._run.link, start)
         except OSError as error:
             self.receive()  # it has ended already, and its last words may say why
             if self._run is not None:
@@ -195,6 +190,7 @@ class Supervisor:
                 self._progress.note_result(message)
                 run.has_progressed = True
                 self.listener.on_result(message)
+                self.attendant.on_result(message)
             case Beat():
                 self._progress.note_beat(message)
                 run.has_progressed |= any(one.processed for one in message.cameras.values())
@@ -212,15 +208,27 @@ class Supervisor:
                     now=run.ready_at,
                 )
                 self.listener.on_ready(message)
+                self.attendant.on_ready(message)
                 self._killed.tell_again()
-            case Learned():
-                self.listener.on_learned(message)
             case CameraChange():
                 if message.state in ("online", "frozen"):
                     self._note_online(run, message.camera)
                 self.listener.on_camera(message)
             case Failed():
                 run.failure = message
+            case _:
+                self._pass_on(run, message)
+
+    def _pass_on(self, run: WorkerRun, message: FromWorker) -> None:
+        """Hand on what changes nothing here."""
+        match message:
+            case Learned():
+                self.listener.on_learned(message)
+            case Swapped() | SwapFailed():
+                self._warm_up(run)
+                self.attendant.on_swap(message)
+            case Lent():
+                self.attendant.on_lent(message, run.inbox.take_descriptor())
 
     def _check_stages(self, ages_s: Mapping[str, float]) -> None:
         # Workers that a camera's driver keeps from ending cannot be collected without end.
@@ -234,8 +242,29 @@ class Supervisor:
         self._stages.note_online(camera)
         if camera not in run.cameras_seen:
             run.cameras_seen.add(camera)
-            if self.memory is not None:  # its frames take memory from now on
-                self.memory.warm_up(run.process.pid)
+            self._warm_up(run)  # its frames take memory from now on
+
+    def _warm_up(self, run: WorkerRun) -> None:
+        if self.memory is not None:
+            self.memory.warm_up(run.process.pid)
+
+    def tell(self, message: ToWorker) -> bool:
+        """Tell the worker something beside its work; False: there is none that runs."""
+        run = self._run
+        if run is None or self.state != "running" or run.replaced_by is not None:
+            return False
+        self._warm_up(run)
+        return run.ask(message)
+
+    def replace(self, why: RestartReason) -> None:
+        """Have another worker take over, as soon as the one that is there has ended in order."""
+        run = self._run
+        if run is None:
+            self.state, self._restart_at = "backing_off", self.clock()
+        elif run.replaced_by is None:
+            run.replaced_for = why
+            is_asked = run.ask(Stop())
+            run.replaced_by = self.clock() + (REPLACE_WITHIN_S if is_asked else 0.0)
 
     def check(self) -> float:
         """Do what is due; return the seconds until something may be due again."""
@@ -251,7 +280,8 @@ class Supervisor:
             if self._failures and run.ready_at is not None and now - run.ready_at > STABLE_S:
                 self._failures = 0
                 self.backoff.note_recovery(self.name)
-            self._look_after_accelerator(run)
+            if self._probes.is_back(now):
+                self.replace("accelerator_back")
         if run.replaced_by is not None and now > run.replaced_by:
             self._replace(run)
             return ENDING_LOOK_S
@@ -283,36 +313,18 @@ class Supervisor:
             why: RestartReason = "slow_start" if is_starting else "silent"
             self._down(why, f"worker {what} for {silent_s:.0f} s; replaced")
 
-    def _look_after_accelerator(self, run: WorkerRun) -> None:
-        """Probe a resting accelerator when it is time; ask the worker to end when it is back."""
-        now = self.clock()
-        if self._probe is None:
-            # One that tried it and is stuck would have another one get stuck beside it.
-            if self.failover.is_probe_due(now) and not self._killed.pids:
-                self._probe = self.start_probe(self.failover.resting)
-            return
-        failure = self._probe.poll()
-        if failure is None:
-            return
-        self._end_probe()
-        log.info("accelerator probed wanted=%s failure=%s", self.failover.wanted, failure or "none")
-        if self.failover.on_probe(failure, now) and run.replaced_by is None:
-            run.replaced_by = now + REPLACE_WITHIN_S
-            try:
-                send(run.link, Stop())
-            except OSError:
-                run.replaced_by = now
-
     def _replace(self, run: WorkerRun) -> None:
         """Have the next worker start in the place of one that was asked to end."""
         self._bury(run)
-        self.state, self._why = "backing_off", "accelerator_back"
+        self.state, self._why = "backing_off", run.replaced_for
         self._restart_at = self.clock()
         self.listener.on_replaced()
+        self.attendant.on_replaced()
         self._check_restart()
 
     def _bury(self, run: WorkerRun) -> None:
         self._run = None
+        run.inbox.close()
         run.link.close()
         self._killed.kill(run.process)
         if self.memory is not None:
@@ -329,6 +341,7 @@ class Supervisor:
                 reason, self.clock(), was_ready=self.state == "running", is_hang=why in HANGS
             )
         self._bury(run)
+        self.attendant.on_down(down_of(self.name, why, reason, run.failure))
         if run.has_progressed:
             self._deaths_without_progress = 0
         elif self.state == "running":
@@ -351,16 +364,9 @@ class Supervisor:
 
     def ask_to_stop(self) -> None:
         """Ask the worker to finish what is under way; `stop` waits for it."""
-        self._end_probe()
+        self._probes.end()
         if self._run is not None:
-            with contextlib.suppress(OSError):
-                send(self._run.link, Stop())
-
-    def _end_probe(self) -> None:
-        if self._probe is not None:
-            for process in self._probe.end():
-                self._killed.kill(process)
-            self._probe = None
+            self._run.ask(Stop())
 
     def stop(self, within_s: float) -> None:
         """Take the last results of a worker that was asked to stop, then kill it."""
@@ -386,15 +392,3 @@ class Supervisor:
     def see_off(self, within_s: float) -> None:
         """Wait for processes that were killed just now, and for none that is abandoned."""
         self._killed.wait(within_s)
-
-
-def stop_all(supervisors: Sequence[Supervisor], within_s: float) -> None:
-    """Stop workers side by side: all are asked before any is waited for."""
-    deadline = time.monotonic() + within_s
-    for supervisor in supervisors:
-        supervisor.ask_to_stop()
-    for supervisor in supervisors:
-        supervisor.stop(max(0.2, deadline - time.monotonic()))
-    gone_by = time.monotonic() + GONE_AT_STOP_WITHIN_S
-    for supervisor in supervisors:
-        supervisor.see_off(max(0.0, gone_by - time.monotonic()))

@@ -6,12 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import agent
 from agent.daemon.workers.restart_reasons import RestartReason
-from agent.link import Failed, FromWorker, Inbox
+from agent.link import Failed, FromWorker, Inbox, ToWorker, open_link, send
 from agent.trial_words import signal_name
 
 # As `-m agent.vision.worker`, but this very package comes first on the path, and not the current
@@ -49,8 +50,16 @@ class WorkerRun:
     ready_at: float | None = None
     cameras_seen: set[str] = field(default_factory=set)  # that have come online
     replaced_by: float | None = None  # when it is killed if it has not ended as asked
-
+    replaced_for: RestartReason = "accelerator_back"
     link_ended_at: float | None = None  # when its end was read
+
+    def ask(self, message: ToWorker) -> bool:
+        """Tell the worker something; False: it cannot be told."""
+        try:
+            send(self.link, message)
+        except OSError:
+            return False
+        return True
 
     def obituary(self, now: float, *, is_starting: bool) -> tuple[RestartReason, str] | None:
         """Say why a worker that closed its link has ended, in short and so that people can act.
@@ -71,3 +80,22 @@ class WorkerRun:
         if is_starting and -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
             return "model", f"the runtime crashed ({name}) while loading the model"
         return "crashed", f"worker died of {name}"
+
+
+def launch(spawn: Callable[[socket.socket], subprocess.Popen[bytes]], now: float) -> WorkerRun:
+    """Start a worker on a link of its own.
+
+    Raises:
+        OSError: no process can be started.
+    """
+    ours, theirs = open_link()
+    try:
+        process = spawn(theirs)
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    ours.setblocking(False)
+    inbox: Inbox[FromWorker] = Inbox(ours, FromWorker)
+    return WorkerRun(process=process, link=ours, inbox=inbox, started_at=now, heard_at=now)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.contract.manifest import HeadManifest
 from agent.vision.engines import TensorSpec
 from agent.vision.heads import Limits, Look
 from agent.vision.labels import counts_inside
-from agent.vision.manifest import HeadManifest
 from agent.vision.tflite_file import TfliteFile
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from looks import limits, look, spec, tflite_file
 
 from agent.config import ModelConfig
+from agent.contract.manifest import Manifest
 from agent.errors import ModelError
 from agent.vision.exporter_notes import parse_notes
 from agent.vision.heads.choose import recognise
-from agent.vision.manifest import Manifest
 from agent.vision.model import lowest_scores
 
 CELLS_320 = 40 * 40 + 20 * 20 + 10 * 10
