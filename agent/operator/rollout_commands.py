@@ -1,0 +1,277 @@
+"""`edge-agent fleet rollout`, `rollback`, `pin` and `unpin`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from secrets import token_hex
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from agent.config import MqttConfig
+from agent.contract.updates import Action, Desired
+from agent.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, AgentError, UnavailableError
+from agent.operator import rollout_files
+from agent.operator.boards import Board, Fleet, desired_topic
+from agent.operator.exchange import Exchange, gather
+from agent.operator.fleet_rows import title
+from agent.operator.rollout import (
+    ENDED,
+    RUNS_IT,
+    Rollout,
+    in_turn,
+    is_pinned_at,
+    plan_boards,
+    undo_of,
+)
+from agent.operator.rollout_run import Drive
+from agent.operator.rollout_show import print_outcome, print_plan, view
+from agent.operator.shares import wave_ends
+from agent.operator.show import print_json, say
+
+NEVER: Final = 2.0  # a share that is never reached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Which:
+    """The boards that are meant."""
+
+    devices: Sequence[str] = ()
+    groups: Sequence[str] = ()
+    is_all: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What they are asked for."""
+
+    action: Action = "run"
+    name: str | None = None
+    version: str | None = None
+    engine: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How it is gone about."""
+
+    mqtt: MqttConfig
+    waves: Sequence[tuple[float, bool]] = ((100.0, True),)
+    halt_on: float = NEVER
+    wait_s: float = 1800.0
+    boards_a_second: float = 20.0
+    state: Path | None = None
+    dry_run: bool = False
+    as_json: bool = False
+
+
+def run_rollout(how: How, which: Which, wish: Wish) -> int:
+    """Ask boards for a model, wave by wave; 1 if it was halted."""
+    return _begin(how, which, wish, groups=which.groups)
+
+
+def _begin(how: How, which: Which, wish: Wish, *, groups: Sequence[str]) -> int:
+    fleet = Fleet(how.mqtt.prefix)
+    with Exchange(how.mqtt, fleet.filters()) as exchange:
+        gather(exchange, fleet.note)
+        rollout = plan(fleet, how, which, wish)
+        rollout.groups = list(groups)
+        if how.dry_run:
+            return _show_plan(rollout, fleet, how)
+        if not rollout.boards and not _is_done(rollout):
+            raise UnavailableError(_nobody(rollout, which, fleet.prefix))
+        with rollout_files.held(rollout_files.state_folder(how.state), rollout.id) as file:
+            return _drive(rollout, exchange, fleet, how, file)
+
+
+def run_resume(how: How, rollout_id: str) -> int:
+    """Go on with a rollout that was interrupted."""
+    folder = rollout_files.state_folder(how.state)
+    found = rollout_files.choose_unfinished(folder, rollout_id)
+    with rollout_files.held(folder, found.id) as file:
+        rollout = rollout_files.load(file)
+        if rollout.state in ENDED:
+            raise AgentError(f"{rollout.id} is {rollout.state} already; nothing was done")
+        if (rollout.broker, rollout.prefix) != (how.mqtt.url, how.mqtt.prefix):
+            raise AgentError(
+                f"{rollout.id} was begun at {rollout.broker} below {rollout.prefix}/, and this is"
+                f" {how.mqtt.url} below {how.mqtt.prefix}/"
+            )
+        fleet = Fleet(how.mqtt.prefix)
+        with Exchange(how.mqtt, fleet.filters()) as exchange:
+            gather(exchange, fleet.note)
+            if how.dry_run:
+                return _show_plan(rollout, fleet, how)
+            say(f"going on with {rollout.id}: {rollout.title}")
+            return _drive(rollout, exchange, fleet, how, file)
+
+
+def run_rollback(how: How, which: Which, wish: Wish, rollout_id: str) -> int:
+    """Ask boards for what they ran before, all at once; `rollout_id`: those it was given to."""
+    if not rollout_id:
+        return _begin(how, which, wish, groups=which.groups)
+    before = rollout_files.find(rollout_files.state_folder(how.state), rollout_id)
+    asked = [order.device for order in before.boards if order.result in ("ordered", "done")]
+    devices = [*asked, *(before.away if before.state == "finished" else ())]
+    if not devices:
+        raise UnavailableError(f"{rollout_id}: no board runs it for all that is known")
+    wish = Wish(action=wish.action, engine=before.engine)
+    return _begin(how, Which(devices=devices), wish, groups=before.groups)
+
+
+def plan(fleet: Fleet, how: How, which: Which, wish: Wish) -> Rollout:
+    """Choose boards and give them their waves.
+
+    Raises:
+        UnavailableError: a board that was named never said a word.
+    """
+    now = time.time()
+    started = datetime.fromtimestamp(now, timezone.utc)
+    rollout_id = f"{wish.action}-{started:%Y%m%dT%H%M%S}-{token_hex(3)}"
+    chosen = _choose(fleet, which)
+    skipped = {board.device: why for board in chosen if (why := _why_not(board, which, wish))}
+    going = [board for board in chosen if board.device not in skipped]
+    away = sorted(board.device for board in going if not board.is_online)
+    there = in_turn([board for board in going if board.is_online], rollout_id)
+    ends = wave_ends(how.waves, len(there))
+    counters = [board.desired.counter for board in chosen if board.desired is not None]
+    counters += [desired.counter for desired in fleet.groups.values()]
+    return Rollout(
+        id=rollout_id,
+        counter=max([int(now * 1000), *(counter + 1 for counter in counters)]),
+        action=wish.action,
+        name=wish.name,
+        version=wish.version,
+        engine=wish.engine,
+        groups=[],
+        broker=how.mqtt.url,
+        prefix=how.mqtt.prefix,
+        halt_on=how.halt_on,
+        wait_s=how.wait_s,
+        started_at=now,
+        boards=plan_boards(there, ends, wish.engine, rollout_id),
+        away=away,
+        skipped=skipped,
+        left=len(there) - (ends[-1] if ends else 0),
+    )
+
+
+def _choose(fleet: Fleet, which: Which) -> list[Board]:
+    unknown = [device for device in which.devices if device not in fleet.boards]
+    if unknown:
+        raise UnavailableError(
+            f"no board {', '.join(unknown[:10])} ever said a word below {fleet.prefix}/"
+        )
+    return [
+        board
+        for board in sorted(fleet.boards.values(), key=lambda board: board.device)
+        if which.is_all or board.device in which.devices or set(board.groups) & set(which.groups)
+    ]
+
+
+def _why_not(board: Board, which: Which, wish: Wish) -> str | None:
+    """Return why a board is not asked."""
+    if wish.engine not in board.reported:
+        return "never reported on this model; [update] may be off there"
+    if is_pinned_at(board, wish.engine) and board.device not in which.devices:
+        return "is pinned; name it by --devices, or unpin it"
+    reported, model = board.reported[wish.engine], board.model(wish.engine)
+    wanted = f"{wish.name}@{wish.version}"
+    if wish.action == "run" and title(model) == wanted and reported.phase in ("idle", "committed"):
+        return RUNS_IT
+    return None
+
+
+def _drive(rollout: Rollout, exchange: Exchange, fleet: Fleet, how: How, file: Path) -> int:
+    rollout_files.save(file, rollout)
+    try:
+        with view() as shown:
+            drive = Drive(
+                rollout,
+                exchange,
+                fleet,
+                save=lambda rollout: rollout_files.save(file, rollout),
+                view=shown,
+                boards_a_second=how.boards_a_second,
+            )
+            drive.run()
+    except KeyboardInterrupt:
+        rollout_files.save(file, rollout)
+        say(
+            "boards that were asked go on by themselves; go on with the rest by"
+            f" edge-agent fleet rollout --resume {rollout.id}"
+        )
+        return EXIT_INTERRUPTED
+    if how.as_json:
+        print_json(rollout)
+    else:
+        print_outcome(rollout)
+    return EXIT_OK if rollout.state == "finished" else EXIT_FAILURE
+
+
+def _show_plan(rollout: Rollout, fleet: Fleet, how: How) -> int:
+    if how.as_json:
+        print_json(rollout)
+    else:
+        print_plan(rollout, {board.device: board.kind for board in fleet.boards.values()})
+    return EXIT_OK
+
+
+def _is_done(rollout: Rollout) -> bool:
+    """Return whether all boards run it already; then the group's order is all that is given."""
+    return bool(rollout.skipped) and not rollout.away and set(rollout.skipped.values()) == {RUNS_IT}
+
+
+def _nobody(rollout: Rollout, which: Which, prefix: str) -> str:
+    reasons = [f"{device} {why}" for device, why in sorted(rollout.skipped.items())[:3]]
+    if rollout.away:
+        reasons.append(f"{len(rollout.away)} are offline")
+    if reasons:
+        return f"no board to ask: {'; '.join(reasons)}"
+    where = f" is in {', '.join(which.groups)}" if which.groups else ""
+    return f"no board below {prefix}/{where or ' ever said a word'}"
+
+
+def run_pin(how: How, which: Which, wish: Wish, *, pinned: bool) -> int:
+    """Keep boards on a model, by default the one they run, whatever their groups are asked for."""
+    fleet = Fleet(how.mqtt.prefix)
+    with Exchange(how.mqtt, fleet.filters()) as exchange:
+        gather(exchange, fleet.note)
+        orders = [
+            (board, _pin(board, fleet, wish, pinned=pinned)) for board in _choose(fleet, which)
+        ]
+        if not how.dry_run:
+            for board, desired in orders:
+                topic = desired_topic(fleet.prefix, board.device)
+                exchange.publish(topic, msgspec.json.encode(desired))
+            exchange.flush()
+    if how.as_json:
+        print_json({board.device: desired for board, desired in orders})
+        return EXIT_OK
+    verb = f"{'would be ' * how.dry_run}{'pinned' if pinned else 'unpinned'}"
+    for board, desired in orders:
+        model = f"{desired.name}@{desired.version}" if desired.name else "the factory's model"
+        print(f"{board.device}: {verb}, {model}")
+    return EXIT_OK
+
+
+def _pin(board: Board, fleet: Fleet, wish: Wish, *, pinned: bool) -> Desired:
+    stamp = datetime.now(timezone.utc)
+    order_id = f"{'pin' if pinned else 'unpin'}-{stamp:%Y%m%dT%H%M%S}-{token_hex(3)}"
+    known = [fleet.groups[group].counter for group in board.groups if group in fleet.groups]
+    known += [board.desired.counter] if board.desired else []
+    counter = max([int(stamp.timestamp() * 1000), *(one + 1 for one in known)])
+    if wish.name is not None:
+        return Desired(
+            deployment_id=order_id, counter=counter, engine=wish.engine,
+            name=wish.name, version=wish.version, pinned=pinned,
+        )  # fmt: skip
+    order = undo_of(board, wish.engine, order_id)
+    if order is None:
+        raise UnavailableError(f"{board.device} did not say what it runs; name a model")
+    return replace(order, deployment_id=order_id, counter=counter, pinned=pinned)
