@@ -17,6 +17,9 @@ from agent.config import DEFAULT_CONFIG_PATH, Config, ModelConfig
 from agent.config_file import load_config, parse_model
 from agent.errors import EXIT_OK, AgentError, exit_code_of
 from agent.logs import configure_logging
+from agent.operator.arguments import add_repo
+from agent.operator.fleet_arguments import add_fleet
+from agent.vision.arguments import add_bundle_actions
 
 if TYPE_CHECKING:
     # argparse has no public name for what add_subparsers returns.
@@ -53,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_schema(commands)
     add_bench(commands, find_config)
     _add_sensors(commands)
+    add_repo(commands, find_config)
+    add_fleet(commands, find_config)
     return parser
 
 
@@ -135,10 +140,10 @@ def _share(text: str) -> float:
 
 
 def _add_model(commands: Commands) -> None:
-    parser = commands.add_parser("model", help="look at a model")
+    parser = commands.add_parser("model", help="look at a model, or make a bundle of it")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     inspect = actions.add_parser("inspect", help="say what a model is and how it would be used")
-    inspect.add_argument("model", help="a shipped name, a .tflite file, or a folder")
+    inspect.add_argument("model", help="a shipped name, a .tflite file, a folder, or a bundle")
     _add_model_options(inspect)
     inspect.set_defaults(command=_inspect)
     tune = actions.add_parser("tune", help="measure how a model runs best here, and remember it")
@@ -146,6 +151,7 @@ def _add_model(commands: Commands) -> None:
     _add_config(tune)
     _add_model_options(tune)
     tune.set_defaults(command=_tune)
+    add_bundle_actions(actions, _add_model_options, _model_config)
 
 
 def _add_schema(commands: Commands) -> None:
@@ -269,8 +275,13 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    from agent.ota.bundle import is_bundle
+    from agent.vision.bundles import run_inspect_bundle
     from agent.vision.inspect import run_inspect
 
+    if is_bundle(Path(arguments.model)):
+        bundle = Path(arguments.model)
+        return run_inspect_bundle(bundle, _model_config(arguments), as_json=arguments.json)
     return run_inspect(_model_config(arguments), as_json=arguments.json)
 
 

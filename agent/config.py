@@ -13,11 +13,13 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
 
 from agent.address import FORMS, parse_address
 
+REPOSITORY_FORMS = "https://host/path, http://host/path, file:///folder or mqtt:"
 DEFAULT_CONFIG_PATH = Path("/etc/edge-agent/agent.toml")
 # MQTT 5, 1.5.4 allows a topic 65,535 bytes; the levels behind the prefix are names of at most
 # 64 characters, and nobody can read or route topics beyond this.
@@ -26,6 +28,10 @@ MAX_PREFIX_BYTES = 200
 # Names become MQTT topic levels and Home Assistant object ids, so no `/`, `+`, `#` or spaces.
 # (`$` would let a line end pass.)
 NAME_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
+Repository = Annotated[
+    str | Annotated[tuple[str, ...], Meta(min_length=1, max_length=8)],
+    Meta(title=f"{REPOSITORY_FORMS}, or a list of up to 8 of these"),
+]
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 NameOrEmpty = Annotated[str, Meta(pattern=NAME_PATTERN.replace("{1,", "{0,"))]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -229,6 +235,49 @@ class TelemetryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = ""
 
 
+def check_repository(mirrors: str | tuple[str, ...]) -> None:
+    """Refuse what no repository can be asked at.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    for url in mirrors_of(mirrors):
+        parts = urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_folder = parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path
+        if not is_web and not is_folder and url != "mqtt:":
+            raise ValueError(f"must be {REPOSITORY_FORMS}, or a list of these")
+        if parts.query or parts.fragment:
+            raise ValueError("must have no ? and no #, as files are asked for below it")
+
+
+def mirrors_of(repository: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the urls of `update.repository`, none where there is none."""
+    if isinstance(repository, str):
+        return (repository,) if repository else ()
+    return repository
+
+
+class UpdateConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[update]: models over the air."""
+
+    enabled: Annotated[bool, help_text("false: orders are refused, and what runs stays")] = True
+    repository: Annotated[
+        Repository,
+        help_text(f"of signed models: {REPOSITORY_FORMS}; a list: mirrors, in this order"),
+    ] = ""
+    root: Annotated[
+        str, help_text("whom this board believes: the root.json of `edge-agent repo init`")
+    ] = "/etc/edge-agent/root.json"
+    ca_file: Annotated[
+        str, help_text("own certificate authority of an https:// one; empty: the system's")
+    ] = ""
+    probation_s: Annotated[
+        Annotated[float, Meta(ge=1.0, le=86400.0)],
+        help_text("how long a new model must do well before it stays, in seconds"),
+    ] = 600.0
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
@@ -238,12 +287,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     camera: tuple[CameraConfig, ...] = (CameraConfig(),)
     mqtt: MqttConfig = MqttConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    update: UpdateConfig = UpdateConfig()
 
-
-# Keys of the design that this version reads but does not act on yet; each is said in a warning.
-RESERVED: dict[str, frozenset[str]] = {
-    "update": frozenset({"enabled", "repository", "root", "probation_s"}),
-}
 
 # [models.NAME] sections are of the type of [model], and there may be any number of them.
 SECTIONS: dict[str, type[Struct]] = {
@@ -252,6 +297,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "camera": CameraConfig,
     "mqtt": MqttConfig,
     "telemetry": TelemetryConfig,
+    "update": UpdateConfig,
 }
 
 
@@ -327,6 +373,7 @@ RULES: dict[str, Callable[[Any], object]] = {
     "mqtt.prefix": check_prefix,
     "mqtt.discovery": check_prefix,
     "telemetry.prometheus": check_listen,
+    "update.repository": check_repository,
     "camera.region": check_region,
     "camera.confirm": check_confirm,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.config import CameraConfig, ModelConfig, MqttConfig
+from agent.config import CameraConfig, ModelConfig, MqttConfig, UpdateConfig, mirrors_of
 from agent.config_words import shown
 
 
@@ -87,6 +87,17 @@ def _device(source: str) -> str | None:
         return source
     found = re.fullmatch(r"picamera(?::0*(\d+))?", source)
     return f"picamera:{found[1] or 0}" if found else None
+
+
+def doubts(update: UpdateConfig) -> list[str]:
+    """Return what keeps models from being updated: no reason not to serve the cameras."""
+    mirrors = mirrors_of(update.repository)
+    if not update.enabled or not mirrors:
+        return []
+    problems = _unreadable("update.root", update.root)
+    if any(url.startswith("https:") for url in mirrors):
+        problems += _unreadable("update.ca_file", update.ca_file)
+    return [f"{problem}; no model can be taken over the air until then" for problem in problems]
 
 
 def _unreadable(key: str, path: str) -> list[str]:

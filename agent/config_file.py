@@ -22,7 +22,6 @@ from msgspec import Struct
 from agent.config import (
     NAME_PATTERN,
     READINGS,
-    RESERVED,
     RULES,
     SECTIONS,
     CameraConfig,
@@ -30,7 +29,7 @@ from agent.config import (
     ModelConfig,
     SecondStage,
 )
-from agent.config_conflicts import collisions, conflicts
+from agent.config_conflicts import collisions, conflicts, doubts
 from agent.config_words import allowed, bare, choices_of, nearest, shown
 from agent.errors import ConfigError, UnavailableError
 
@@ -90,14 +89,13 @@ def parse_config(text: str, *, where: str = "configuration") -> tuple[Config, li
             values["models"] = reader.models(content)
         elif name in SECTIONS:
             values[name] = reader.section(SECTIONS[name], content, name)
-        elif name in RESERVED:
-            reader.warnings.append(f"[{name}]: accepted, but this version does not act on it yet")
         else:
-            known = [*SECTIONS, "models", *RESERVED]
+            known = [*SECTIONS, "models"]
             reader.problems.append(f"{bare(name)}: unknown section{nearest(name, known)}")
     if reader.problems:
         raise ConfigError(reader.problems, where=where)
-    return Config(**values), [*reader.warnings, *reader.unused_models()]
+    config = Config(**values)
+    return config, [*reader.unused_models(), *doubts(config.update)]
 
 
 def parse_model(**values: object) -> ModelConfig:
@@ -114,7 +112,6 @@ class Reader:
 
     def __init__(self, table: dict[str, Any]) -> None:
         self.problems: list[str] = []
-        self.warnings: list[str] = []
         self._table = table
         # By name, as they are written: they may stand behind what names them.
         self._models: dict[str, Any] = _table_of(table.get("models"))
@@ -157,14 +154,11 @@ class Reader:
             self.problems.append(f"{shown(path, content)}: must be a section, {heading}")
             return None
         hints = get_type_hints(struct, include_extras=True)
-        reserved = RESERVED.get(path, frozenset())
         values: dict[str, Any] = {}
         before = len(self.problems)
         for name, value in content.items():
             key = f"{path}.{bare(name)}"
-            if name in reserved:
-                self.warnings.append(f"{key}: accepted, but this version does not act on it yet")
-            elif name not in hints:
+            if name not in hints:
                 self.problems.append(f"{shown(key, value)}: unknown key{nearest(name, [*hints])}")
             else:
                 values[name] = self._key(struct, name, key, value, hints[name])

@@ -1,6 +1,7 @@
 """The exception family: what went wrong, named after what the reader does next.
 
     AgentError                    exit 1
+    ├── UsageError                exit 2   say it otherwise on the command line
     ├── ConfigError               exit 78  change the configuration file
     └── UnavailableError          exit 69  a needed service or device is not there
         ├── ModelError            give another model, or say what this one is
@@ -42,6 +43,12 @@ class ConfigError(AgentError):
         head = f"{where}: " if where else ""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n".join([f"{head}{count}", *(f"  {line}" for line in problems)]))
+
+
+class UsageError(AgentError):
+    """The command line lacks something, or its parts do not go together."""
+
+    exit_code = EXIT_USAGE
 
 
 class UnavailableError(AgentError):

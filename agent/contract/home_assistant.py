@@ -39,6 +39,15 @@ from agent.contract.topics import Topics
 INTERVALS = 3
 LEAST_EXPIRY_S = 30
 MANUFACTURERS = {"raspberry-pi": "Raspberry Pi", "jetson": "NVIDIA", "coral": "Google"}
+# Of `reported`: what is under way, how far its phase is in percent, and why the last one ended.
+UNDER_WAY = (
+    "{% set c = value_json.candidate|default('',true) %}"
+    "{% set l = c.split('@')[-1] if c.startswith(m.name|default('') ~ '@') else c %}"
+    "{% set r = value_json.progress|default(none) %}"
+    "{% set p = (r * 100)|round|int if c != '' and r is number else none %}"
+    "{% set s = [value_json.phase|default('',true), value_json.code|default('',true),"
+    " value_json.message|default('',true)]|select|join(' ') %}"
+)
 Payload = dict[str, Any]
 
 
@@ -100,7 +109,7 @@ def components(said: Announcement) -> dict[str, Component]:
         "|map(attribute='message')|list}|tojson }}",
     )  # fmt: skip
     for engine in said.engines:
-        found[f"model.{engine}" if engine else "model"] = _model(status, engine)
+        found[f"model.{engine}" if engine else "model"] = _model(names, engine, said.engines)
     return found
 
 
@@ -153,16 +162,28 @@ def _camera_components(
     return found
 
 
-def _model(status: str, engine: str) -> Component:
-    """Return the model that runs, as something that can be updated; by nobody yet."""
-    found = FINDING.format(engine=engine)
-    return component(
-        "update", f"Model {engine}".strip(), status,
-        found + "{% set v = m.version|default(none)|default((m.sha256|default(''))[:12], true) %}"
-        "{{ {'installed_version': v, 'latest_version': v, 'title': m.name|default('')}|tojson"
-        " if v else '{}' }}",
-        ent_cat="diagnostic",
-    )  # fmt: skip
+def _model(names: Topics, engine: str, engines: tuple[str, ...]) -> Component:
+    """Return the model that runs, as something that is updated: by the operator, not from here.
+
+    What is reported is the last order's, so of several engines it tells only one's; those are shown
+    as in the status.
+    """
+    shown = "{% set v = m.version|default(none)|default((m.sha256|default(''))[:12], true) %}"
+    if len(engines) > 1:
+        topic = names.name(topics.STATUS)
+        template = (
+            FINDING.format(engine=engine) + shown + "{{ {'installed_version': v,"
+            " 'latest_version': v, 'title': m.name|default('')}|tojson if v else '{}' }}"
+        )
+    else:
+        topic = names.name(topics.MODEL_REPORTED)
+        template = (
+            "{% set m = value_json.model|default({},true) %}" + shown + UNDER_WAY
+            + "{{ {'installed_version': v, 'latest_version': l or v,"
+            " 'title': m.name|default(''), 'in_progress': c != '', 'update_percentage': p,"
+            " 'release_summary': s[:255]}|tojson if v else '{}' }}"
+        )  # fmt: skip
+    return component("update", f"Model {engine}".strip(), topic, template, ent_cat="diagnostic")
 
 
 def _device(said: Announcement) -> Payload:

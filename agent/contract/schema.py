@@ -13,6 +13,7 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ PARAMETERS = {
     "prefix": "`mqtt.prefix` of the configuration; may have several levels",
     "device": "`device.id` of the configuration, or the id made from the machine's",
     "camera": "`name` of a camera in the configuration",
+    "group": "one of `device.groups` of the configuration",
 }
 
 
@@ -74,7 +76,7 @@ def payload_schemas() -> dict[str, Json]:
             continue
         schema = msgspec.json.schema(row.payload)
         for definition in schema["$defs"].values():
-            _finish(definition)
+            _finish(definition, is_heard=row.is_heard)
         root = schema["$defs"][row.payload.__name__]
         if row.payload is Result:
             root.update(_one_kind_of_finding())
@@ -83,10 +85,14 @@ def payload_schemas() -> dict[str, Json]:
             "$schema": DRAFT,
             "$id": "urn:" + identifier.replace("/", ":"),
             "title": identifier,
-            "description": f"{root['description']}\n\nTopic: {row.pattern}",
+            "description": f"{root['description']}\n\nTopic: {_places(row)}",
             **schema,
         }
     return schemas
+
+
+def _places(row: TopicRow) -> str:
+    return ", ".join(one.pattern for one in topics.TABLE if one.payload is row.payload)
 
 
 def _schema_id(payload: type[Struct]) -> str:
@@ -97,15 +103,31 @@ def _schema_id(payload: type[Struct]) -> str:
     return identifier
 
 
-def _finish(definition: Json) -> None:
-    """Say what the types mean but msgspec does not: a field with a default is always written."""
+def _finish(definition: Json, *, is_heard: bool) -> None:
+    """Say what the types mean but msgspec does not: we write a field with a default always."""
     if "description" in definition:
         definition["description"] = inspect.cleandoc(definition["description"])
+    for pattern in _patterns(definition):
+        # Python's end of a text; ECMA 262, which JSON Schema's patterns are of, has no other.
+        pattern["pattern"] = pattern["pattern"].replace(r"\Z", "$")
+    if is_heard:
+        return
     properties: Json = definition.get("properties", {})
     required = definition.get("required", [])
     definition["required"] = [
         name for name, value in properties.items() if name in required or "default" in value
     ]
+
+
+def _patterns(schema: object) -> Iterator[Json]:
+    """Yield the parts of a schema that have a pattern."""
+    parts = schema if isinstance(schema, list) else []
+    if isinstance(schema, dict):
+        parts = list(schema.values())
+        if isinstance(schema.get("pattern"), str):
+            yield schema
+    for part in parts:
+        yield from _patterns(part)
 
 
 def _one_kind_of_finding() -> Json:
@@ -120,13 +142,13 @@ def asyncapi() -> Json:
         "info": {
             "title": "edge-agent",
             "version": __version__,
-            "description": "What a board publishes over MQTT. Units are in the names, times are "
-            "Unix seconds, unknown is null.",
+            "description": "What a board publishes and hears over MQTT. Units are in the names, "
+            "times are Unix seconds, unknown is null.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
         "channels": {_key(row): _channel(row) for row in topics.TABLE},
-        "operations": {f"send-{_key(row)}": _operation(row) for row in topics.TABLE},
+        "operations": {f"{_action(row)}-{_key(row)}": _operation(row) for row in topics.TABLE},
         "components": {
             "messages": {_key(row): _message(row) for row in topics.TABLE},
             "schemas": _components(),
@@ -138,7 +160,12 @@ def _key(row: TopicRow) -> str:
     """Return the short name of a row: of its payload, or of its topic where that is text."""
     if isinstance(row.payload, str):
         return row.pattern.rsplit("/", 1)[-1]
-    return _schema_id(row.payload).split("/")[1]
+    name = _schema_id(row.payload).split("/")[1]
+    return f"group-{name}" if "<g>" in row.pattern else name
+
+
+def _action(row: TopicRow) -> str:
+    return "receive" if row.is_heard else "send"
 
 
 def _channel(row: TopicRow) -> Json:
@@ -158,8 +185,10 @@ def _channel(row: TopicRow) -> Json:
 def _operation(row: TopicRow) -> Json:
     is_configurable = row in (topics.DETECTIONS, topics.TELEMETRY)
     how = "QoS as `mqtt.qos` says, 1 unless configured" if is_configurable else "always QoS 1"
+    if row.is_heard:
+        how = "subscribed to with QoS 1"
     return {
-        "action": "send",
+        "action": _action(row),
         "channel": {"$ref": f"#/channels/{_key(row)}"},
         "summary": row.says,
         "description": f"{'Retained' if row.retained else 'Not retained'}; {how}.",
@@ -188,11 +217,16 @@ def _message(row: TopicRow) -> Json:
 
 def _components() -> Json:
     payloads = [row.payload for row in topics.TABLE if not isinstance(row.payload, str)]
+    heard = {
+        row.payload.__name__
+        for row in topics.TABLE
+        if row.is_heard and not isinstance(row.payload, str)
+    }
     _, components = msgspec.json.schema_components(
         payloads, ref_template="#/components/schemas/{name}"
     )
-    for definition in components.values():
-        _finish(definition)
+    for name, definition in components.items():
+        _finish(definition, is_heard=name in heard)
     components[Result.__name__].update(_one_kind_of_finding())
     return {name: _as_draft_07(definition) for name, definition in components.items()}
 

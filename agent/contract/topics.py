@@ -1,4 +1,8 @@
-"""The topic table: every topic the agent writes, its payload, QoS and retention."""
+"""The topic table: every topic the agent writes or reads, its payload and retention.
+
+Beside it there are the topics of Home Assistant's discovery (`agent.contract.home_assistant`), and
+those on which a board asks for pieces of a repository's files (`agent.ota.chunks`).
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,18 @@ from typing import Literal
 
 from msgspec import Struct
 
-from agent.contract import payloads, telemetry
+from agent.contract import payloads, telemetry, updates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicRow:
-    """One row of the contract; `<p>` prefix, `<d>` device, `<c>` camera."""
+    """One row of the contract; `<p>` prefix, `<d>` device, `<c>` camera, `<g>` group."""
 
     pattern: str
     payload: type[Struct] | Literal["online | offline"]
     retained: bool
     says: str
+    is_heard: bool = False  # written by the operator, read by the agent
 
 
 AVAILABILITY = TopicRow(
@@ -62,7 +67,30 @@ GAP = TopicRow(
     retained=False,
     says="which results were given up, and why",
 )
-TABLE = (AVAILABILITY, STATUS, DETECTIONS, CAMERA_STATUS, COUNTS, TELEMETRY, GAP)
+MODEL_DESIRED = TopicRow(
+    pattern="<p>/<d>/model/desired",
+    payload=updates.Desired,
+    retained=True,
+    says="which model this board should run",
+    is_heard=True,
+)
+GROUP_DESIRED = TopicRow(
+    pattern="<p>/group/<g>/model/desired",
+    payload=updates.Desired,
+    retained=True,
+    says="which model the boards of a group should run",
+    is_heard=True,
+)
+MODEL_REPORTED = TopicRow(
+    pattern="<p>/<d>/model/reported",
+    payload=updates.Reported,
+    retained=True,
+    says="which model runs, and how the last order fares: phase, progress, code",
+)
+TABLE = (
+    *(AVAILABILITY, STATUS, DETECTIONS, CAMERA_STATUS, COUNTS, TELEMETRY, GAP),
+    *(MODEL_DESIRED, GROUP_DESIRED, MODEL_REPORTED),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +100,11 @@ class Topics:
     prefix: str
     device: str
 
-    def name(self, row: TopicRow, camera: str = "") -> str:
+    def name(self, row: TopicRow, camera: str = "", group: str = "") -> str:
         """Return the full topic of a row."""
         return (
             row.pattern.replace("<p>", self.prefix)
             .replace("<d>", self.device)
             .replace("<c>", camera)
+            .replace("<g>", group)
         )

@@ -26,7 +26,7 @@ from agent.daemon.liveness import Liveness, Watchdog
 from agent.daemon.main_loop import MainLoop, Outcome, Requests, requests_from_signals
 from agent.daemon.outbox import Outbox
 from agent.daemon.systemd import Notifier
-from agent.daemon.workers.supervisor import stop_all
+from agent.daemon.workers.stopping import stop_all
 from agent.errors import AgentError
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,7 @@ def _run(
         telemetry=daemon.telemetry,
         counts=daemon.counts,
         announcer=daemon.announcer,
+        updates=daemon.updates,
         requests=requests,
         notifier=notifier,
         watchdog=Watchdog(liveness, notifier.watchdog_s, notifier.watchdog),
@@ -131,6 +132,9 @@ def _run(
     )
     liveness.watch("main", MAIN_STUCK_S, lambda: loop.ticked_at)
     scrape = build_scrape(config, daemon, liveness)
+    daemon.updates.ring = requests.ring
+    daemon.updates.breathe = notifier.watchdog
+    daemon.updates.resume()
     hold_s = daemon.backoff.begin()
     if hold_s:
         log.warning("ended uncleanly several times; workers start in_s=%.0f", hold_s)
@@ -166,6 +170,8 @@ def _end(daemon: Daemon, *, is_orderly: bool) -> None:
     def left(most_s: float) -> float:
         return max(0.1, min(most_s, deadline - time.monotonic()))
 
+    if is_orderly:
+        daemon.updates.stop()  # first: workers that end now say nothing of their models
     stop_all(daemon.supervisors, left(STOP_WORKER_WITHIN_S))
     daemon.instruments.board.stop()
     is_flushed = daemon.mqtt.stop(left(FLUSH_WITHIN_S))

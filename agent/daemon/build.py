@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import __version__
 from agent.choices import CHOICES_FILE, most_threads
-from agent.config import CameraConfig, Config, check_listen, device_id
+from agent.config import CameraConfig, Config, ModelConfig, check_listen, device_id
 from agent.contract import topics
 from agent.contract.topics import Topics
 from agent.daemon.announced import ANNOUNCED_FILE, AnnouncedMemory
 from agent.daemon.announcer import Announcer
+from agent.daemon.build_updates import build_updates
 from agent.daemon.clock_repair import ClockRepair
 from agent.daemon.counts import CountReport
 from agent.daemon.delivered import note_delivered
@@ -31,9 +33,12 @@ from agent.daemon.outbox import GapNote, Outbox, Record
 from agent.daemon.report import Report, detections_stream
 from agent.daemon.system import SystemReader
 from agent.daemon.telemetry_report import TELEMETRY_STREAM, Instruments, TelemetryReport
+from agent.daemon.update_steps import EngineModel
+from agent.daemon.updates import Updates, VitalsOf
 from agent.daemon.vitals import VitalsReader
 from agent.daemon.workers.backoff_memory import BACKOFF_FILE, BackoffMemory
 from agent.daemon.workers.choice_memory import ChoiceMemory
+from agent.daemon.workers.exchange import ModelExchange
 from agent.daemon.workers.failover import Failover
 from agent.daemon.workers.memory_limit import WorkerMemory, read_budget
 from agent.daemon.workers.probing import AcceleratorProbes
@@ -59,6 +64,7 @@ class Daemon:
     """Everything that runs in the control process."""
 
     supervisors: list[Supervisor]
+    updates: Updates
     mqtt: MqttLink
     outbox: Outbox
     report: Report
@@ -151,10 +157,28 @@ def build_daemon(config: Config) -> Daemon:
         backoff=backoff,
         worker_memory=WorkerMemory(read_budget()),
         most_threads=most_threads(len(served)),
+        updates=lambda: updates,
     )
-    supervisors = [build_engine(config, name, cameras, share) for name, cameras in served.items()]
+    engines = {name: build_engine(config, name, cameras, share) for name, cameras in served.items()}
+    updates = build_updates(
+        config,
+        {
+            name: EngineModel(settings=engine.settings, exchange=engine.exchange)
+            for name, engine in engines.items()
+        },
+        vitals=VitalsOf(
+            {name: engine.report.vitals for name, engine in engines.items()},
+            mqtt,
+            instruments.board,
+        ),
+        report=report,
+        mqtt=mqtt,
+        names=names,
+        boot_id=boot_id,
+    )
     return Daemon(
-        supervisors=supervisors,
+        supervisors=[engine.supervisor for engine in engines.values()],
+        updates=updates,
         mqtt=mqtt,
         outbox=outbox,
         report=report,
@@ -219,27 +243,40 @@ class EngineShare:
     backoff: BackoffMemory
     worker_memory: WorkerMemory
     most_threads: int
+    updates: Callable[[], Updates]  # once all is wired
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """One model that cameras name, with a worker of its own."""
+
+    settings: ModelConfig
+    supervisor: Supervisor
+    report: EngineReport
+    exchange: ModelExchange
 
 
 def build_engine(
     config: Config, name: str, cameras: tuple[CameraConfig, ...], share: EngineShare
-) -> Supervisor:
-    """Wire one engine: its report and its supervisor."""
+) -> Engine:
+    """Wire one engine: its report, its supervisor, and who exchanges its model."""
     model = config.models[name] if name else config.model
     second = {stage.model: config.models[stage.model] for stage in model.then}
     models = {"": model, **second}
 
     def make_start(resume: dict[str, Resume], avoid: str) -> Start:
+        runnable = share.updates().runnable(name, model)
         return Start(
             device=device_id(config.device),
             boot_id=share.boot_id,
-            model=model,
+            model=runnable.model,
+            manifest_sha256=runnable.manifest_sha256,
             second=second,
             cameras=cameras,
             resume=resume,
             avoid=avoid,
             most_threads=share.most_threads,
-            choices=share.choices.short,
+            choices={**share.choices.short, **exchange.choices},
         )
 
     listener = EngineReport(
@@ -250,6 +287,7 @@ def build_engine(
         restarts=lambda: {str(why): count for why, count in supervisor.restarts_by_reason.items()},
         report=share.report,
         learn=share.choices.learn,
+        note_ready=lambda ready: share.updates().note_ready(name, ready),
     )
     share.report.engines.append(listener)
     supervisor = Supervisor(
@@ -267,7 +305,9 @@ def build_engine(
         backoff=share.backoff,
         memory=share.worker_memory,
     )
-    return supervisor
+    exchange = ModelExchange(name, supervisor, lambda down: share.updates().note_down(down))
+    supervisor.attendant = exchange
+    return Engine(settings=model, supervisor=supervisor, report=listener, exchange=exchange)
 
 
 def build_scrape(config: Config, daemon: Daemon, liveness: Liveness) -> ScrapeServer | None:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from agent.contract.payloads import Accelerator, EngineStatus, Problem
 from agent.contract.telemetry import EngineTelemetry
+from agent.daemon.engine_vitals import EngineVitals
 from agent.daemon.runtimes import runtime_version
 from agent.link import Beat, CameraChange, Learned, Ready, ResultOut
 
@@ -45,6 +46,8 @@ class EngineReport:
     restarts: Callable[[], dict[str, int]]  # by reason
     report: Facts
     learn: Callable[[Learned], None]
+    note_ready: Callable[[Ready], None]
+    vitals: EngineVitals = field(default_factory=EngineVitals)
     ready: Ready | None = None
     problems: dict[str, Problem] = field(default_factory=dict)
 
@@ -60,6 +63,8 @@ class EngineReport:
             self._note("config", "; ".join(ready.notes))
         if ready.reason:
             self._note("accelerator", ready.reason)
+        self.vitals.note_swap()
+        self.note_ready(ready)
         self.report.publish_status()
 
     def on_camera(self, change: CameraChange) -> None:
@@ -68,6 +73,7 @@ class EngineReport:
 
     def on_beat(self, beat: Beat) -> None:
         """Take over the worker's counters."""
+        self.vitals.note_beat(beat, time.monotonic())
         self.report.note_beat(beat)
 
     def on_learned(self, learned: Learned) -> None:
@@ -78,10 +84,12 @@ class EngineReport:
         """The worker is gone."""
         self.ready = None if code == "model" else self.ready
         self._note(code, reason)
+        self.vitals.note_end()
         self.report.lose_worker(self.cameras)
 
     def on_replaced(self) -> None:
         """The worker ended as it was asked to."""
+        self.vitals.note_end()
         self.report.lose_worker(self.cameras)
 
     def on_abandoned(self, pid: int, reason: str) -> None:

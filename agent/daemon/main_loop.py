@@ -13,7 +13,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from agent.daemon.reload import accept_signals
 from agent.daemon.report import Report
 from agent.daemon.systemd import Notifier
 from agent.daemon.telemetry_report import TelemetryReport
+from agent.daemon.updates import Updates
 from agent.daemon.workers.backoff_memory import PROVEN_AFTER_S
 from agent.daemon.workers.supervisor import Supervisor
 from agent.sensors.coral import find_corals
@@ -48,6 +49,7 @@ class Requests:
     """What signals ask for; `wake` becomes readable, so that a waiting loop notices at once."""
 
     wake: socket.socket
+    ring: Callable[[], None]  # does nothing but that; from any thread
     stop: bool = False
     reload: bool = False
 
@@ -58,7 +60,12 @@ def requests_from_signals() -> Iterator[Requests]:
     wake, inner = socket.socketpair()
     wake.setblocking(False)
     inner.setblocking(False)
-    requests = Requests(wake)
+
+    def ring() -> None:
+        with suppress(OSError):  # full: it is readable anyway; closed: nobody waits any more
+            inner.send(b"\0")
+
+    requests = Requests(wake, ring)
 
     def ask_to_stop(number: int, frame: object) -> None:
         del number, frame
@@ -96,6 +103,7 @@ class MainLoop:
     telemetry: TelemetryReport
     counts: CountReport
     announcer: Announcer
+    updates: Updates
     requests: Requests
     notifier: Notifier
     watchdog: Watchdog
@@ -130,6 +138,7 @@ class MainLoop:
                 telemetry_s = next_telemetry - time.monotonic()
                 due_s = min(due_s, self._look_after(started), telemetry_s, LONGEST_WAIT_S)
                 due_s = min(due_s, self._tell_news(time.monotonic()))
+                due_s = min(due_s, self.updates.check(time.monotonic()))
                 for key, _ in selector.select(max(0.0, due_s)):
                     if key.fileobj is self.requests.wake:
                         self.requests.wake.recv(64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
@@ -18,6 +19,11 @@ from agent.config import Config
 
 # A file as stat(2) tells it apart from what lay there before; None where there is none.
 FileState = tuple[int, int, int] | None
+
+# A killed child is gone in some 10 ms; one that took only idle processor time may need a second to
+# die, and one that a driver holds is not waited for.
+CHILDREN_END_WITHIN_S = 2.0
+LOOK_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +77,27 @@ def re_execute(variables: Mapping[str, str]) -> NoReturn:
         OSError: the interpreter is not there any more.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    see_off_children(CHILDREN_END_WITHIN_S)
     sys.stdout.flush()
     sys.stderr.flush()
     # orig_argv: with the interpreter's own options; its name may have been looked up on the PATH.
     command = [sys.executable, *sys.orig_argv[1:]]
     os.execve(sys.executable, command, {**os.environ, **variables})  # noqa: S606
+
+
+def see_off_children(within_s: float) -> None:
+    """Wait for children that were killed: they stay ours, and the next program knows none of them.
+
+    Whoever started one may not ask for it any more.
+    """
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            time.sleep(LOOK_S)
 
 
 def accept_signals() -> None:

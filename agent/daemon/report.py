@@ -208,13 +208,10 @@ class Report:
 
     def look_after_outbox(self) -> None:
         """Say so in the status when the outbox's disk fails, and when it works again."""
-        self._note_own("outbox", self._mqtt.outbox.alarm)
+        self.note("outbox", self._mqtt.outbox.alarm)
 
-    def note_scrape(self, problem: str | None) -> None:
-        """Say so in the status when nobody can ask for metrics, and when they can again."""
-        self._note_own("prometheus", problem)
-
-    def _note_own(self, code: str, message: str | None) -> None:
+    def note(self, code: str, message: str | None) -> None:
+        """Say in the status what is wrong, under a code of its own; None: nothing any more."""
         known = self._own.get(code)
         if message == (known.message if known is not None else None):
             return

@@ -125,7 +125,7 @@ class TelemetryReport:
         self._count_inferences(now)
         self._report.follow_health(self._observations(now))
         if self._scrape_problem is not None:
-            self._report.note_scrape(self._scrape_problem())
+            self._report.note("prometheus", self._scrape_problem())
             self.metrics = self._snapshot(now)
 
     def serve(self, problem: Callable[[], str | None]) -> None:

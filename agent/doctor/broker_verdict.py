@@ -25,6 +25,7 @@ from agent.contract.payloads import (
 )
 from agent.daemon.mqtt.connect import probe
 from agent.doctor.broker import FAILURE, Attempt, Limits, Trip, attempts_on, travel
+from agent.doctor.broker_orders import judge_orders, orders_of
 from agent.doctor.certificates import check_certificates, read_own, read_peer
 from agent.doctor.check import Check, State, fail, ok, worst
 from agent.errors import BrokerError
@@ -54,12 +55,15 @@ def examine_broker(
     size = large_result_bytes(config, tasks)
     device_topic = f"{settings.prefix}/{device_id(config.device)}"
     attempts = attempts_on(device_topic, [camera.name for camera in config.camera], size)
-    trip = travel(settings, protocol, attempts, timeout_s)
+    orders = orders_of(config)
+    trip = travel(settings, protocol, attempts, timeout_s, orders)
     if trip.peer is not None:
         tls = [check_certificates([*own, *read_peer(trip.peer)])]
     found = [judge_trip(settings, protocol, attempts, trip)]
     if trip.error is None:
         found.append(judge_limits(config, trip, size))
+    if orders is not None and len(trip.codes) >= len(attempts):
+        found.append(judge_orders(config, orders, trip))
     return [*found, *tls]
 
 

@@ -29,6 +29,7 @@ from agent.doctor.service import check_service
 from agent.doctor.settings import check_config, check_files
 from agent.doctor.state import check_state
 from agent.doctor.trials import check_camera, judge_model, try_model
+from agent.doctor.updates import check_updates
 from agent.vision.probe import ModelFound
 
 
@@ -54,6 +55,7 @@ def examine(config_path: Path | None) -> Iterator[Check]:
             yield from pool.map(check_camera, config.camera)
         yield check_wifi(parse_address(config.mqtt.url))
         yield from examine_broker(config, tasks)
+        yield from check_updates(config)
         yield check_memory(config)
     yield from examine_board()
     yield check_descriptors()

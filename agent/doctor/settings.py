@@ -28,7 +28,7 @@ def check_config(path: Path | None) -> tuple[Config | None, Check]:
         return None, fail("config", str(error), remedy)
     if warnings:
         message = "\n".join([f"{path}:", *(f"  {warning}" for warning in warnings)])
-        remedy = "nothing needs to be done; these keys are for a later version"
+        remedy = "the cameras are served as it is; correct what was meant otherwise"
         return config, warn("config", message, remedy)
     return config, ok("config", str(path))
 

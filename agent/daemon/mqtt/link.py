@@ -3,11 +3,11 @@
 `put` and `retain` only queue and wake that thread, so nobody ever waits for the network. An
 absent broker is a normal state, said once; anything that goes wrong, in the network, in the
 broker or in this code, ends one connection and the next one starts clean. What is owed to the
-broker lives in `mqtt_delivery` and the outbox.
+broker lives in `delivery` and the outbox.
 
-    put ─▶ Outbox ─┐                      ┌─ mqtt_dial ── TCP, TLS
-    retain ────────┴▶ Delivery ─▶ Session ┴─ paho ─────── packets
-    on_message ◀── Subscriptions ◀──┘
+    put ─▶ Outbox ─┐                         ┌─ dial ── TCP, TLS
+    retain ────────┴▶ Delivery ┬─▶ Session ──┴─ paho ── packets
+    tell ──▶ Asides ───────────┘      └──▶ Subscriptions ──▶ on_message
 
 A connection counts as alive because the broker acknowledges, never because a socket is open:
 `Timing.notices_within_s` is how long a broker, a proxy or a network may go on in silence. The
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent.config import MqttConfig
+from agent.daemon.mqtt.asides import Asides
 from agent.daemon.mqtt.client import Protocol
 from agent.daemon.mqtt.connect import connect, probe
 from agent.daemon.mqtt.delivery import Delivery, OnDelivered
@@ -95,6 +96,7 @@ class MqttLink:
             on_delivered=on_delivered,
         )
         self._subscriptions = Subscriptions(clock)
+        self._asides = Asides()
         self._on_change = on_change
         self._timing = timing
         self._clock = clock
@@ -155,11 +157,13 @@ class MqttLink:
         self.outbox.put(record)
         self._doorbell.ring()
 
-    def stop(self, timeout_s: float) -> bool:
-        """Flush, say `offline`, disconnect; return whether every record was acknowledged.
+    def tell(self, topic: str, payload: bytes) -> None:
+        """Send a message with QoS 0 now, or never; never blocks."""
+        self._asides.put(topic, payload)
+        self._doorbell.ring()
 
-        With the broker away and records waiting, connecting is tried until the time is up.
-        """
+    def stop(self, timeout_s: float) -> bool:
+        """Flush, as long as there is time, say `offline`; return whether all was acknowledged."""
         self._stop_at = self._clock() + timeout_s
         self._flush_until = self._stop_at - timeout_s * GOODBYE_SHARE
         self._stopping.set()
@@ -223,8 +227,7 @@ class MqttLink:
         while (left_s := until - self._clock()) > 0 and not self._stopping.is_set():
             self._tick()
             self._stopping.wait(min(left_s, LONGEST_WAIT_S))
-        if self._stopping.is_set() and not self._is_over():
-            # Stopping with records waiting: try again soon, but do not spin.
+        if self._stopping.is_set() and not self._is_over():  # try again soon, but do not spin
             time.sleep(min(self._timing.retry_first_s, max(0.0, self._stop_at - self._clock())))
 
     def _connect_and_serve(self) -> None:
@@ -235,6 +238,7 @@ class MqttLink:
         try:
             self._delivery.begin(session)
             self._subscriptions.begin()
+            self._asides.begin()
             self._up(session)
             self._serve(session)
             self._goodbye(session)
@@ -270,8 +274,7 @@ class MqttLink:
     def _open(self) -> Session:
         """Connect with MQTT 5 where the broker is known to speak it, else with 3.1.1.
 
-        A broker not known to speak 5 is asked on every connection, so one that only hung up
-        because it was restarting is not taken for an old one for longer than that connection.
+        A broker not known to speak 5 is asked on each: it may have hung up as it was restarting.
         """
         if not self._speaks_5:
             self._speaks_5 = self._ask_for_5()
@@ -284,8 +287,7 @@ class MqttLink:
     def _ask_for_5(self) -> bool:
         """Return whether the broker accepts MQTT 5; without a last will, on purpose.
 
-        amqtt 0.12 answers a plain CONNECT of version 5 with "unsupported", but reads one with
-        a will by the rules of 3.1.1 and then never answers at all.
+        amqtt 0.12 reads a CONNECT of version 5 with a will by 3.1.1 and then never answers it.
         """
         try:
             session = self._connect("5", None)
@@ -313,6 +315,7 @@ class MqttLink:
         while True:
             self._tick()
             self._delivery.pump()
+            self._asides.pump(session)
             if self._delivery.has_heard:
                 self._subscriptions.pump(session)
             wait_s = self._delivery.wait_s(LONGEST_WAIT_S)
@@ -338,12 +341,9 @@ class MqttLink:
             self._subscriptions.settle(*session.subscribed.popleft())
         while session.incoming:
             self._subscriptions.hand_out(session.incoming.popleft())
-        if self.connection.connected:
-            self._note_refused(self._subscriptions.refused)
-
-    def _note_refused(self, filters: tuple[str, ...]) -> None:
-        if filters != self.connection.refused_subscriptions:
-            self._change(replace(self.connection, refused_subscriptions=filters))
+        refused, now = self._subscriptions.refused, self.connection
+        if now.connected and refused != now.refused_subscriptions:
+            self._change(replace(now, refused_subscriptions=refused))
 
     def _goodbye(self, session: Session) -> None:
         """Say `offline` and disconnect; where that cannot be said, the last will does."""
