@@ -41,7 +41,9 @@ apt_unpack() {
     work=$(mktemp -d)
     if (cd "$work" && { apt_download "$package" || { apt_update && apt_download "$package"; }; }) &&
         dpkg-deb --extract "$work"/*.deb "$work/tree"; then
-        for program in "$@"; do install -m 755 "$work/tree/usr/bin/$program" "$folder"; done
+        for program in "$@"; do
+            install -m 755 "$(find "$work/tree/usr" -path "*bin/$program")" "$folder"
+        done
     else
         say "could not fetch: $package"
     fi

@@ -1,20 +1,41 @@
 """Fixtures for every test."""
 
+import gc
 import logging
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from repeats import EXAMPLES
 
 # Machines may be shared, or emulated and a hundred times slower; how long an example takes is
 # no property of the code.
 settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "any machine",
+    deadline=None,
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: takes many seconds, so it is begun first")
+
+
+@pytest.hookimpl(trylast=True)  # after they were shuffled
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, or one of several workers ends long after the others."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what was imported and collected: it stays to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

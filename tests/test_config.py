@@ -19,6 +19,7 @@ from agent.config import (
     ModelConfig,
     SecondStage,
     device_id,
+    mirrors_of,
 )
 from agent.config_file import load_config, parse_config, tomllib
 from agent.errors import AgentError, ConfigError
@@ -572,11 +573,39 @@ def test_models_that_nothing_names_are_warned_of():
     assert warnings == ["[models.a]: no camera and no second stage names it, so it is never loaded"]
 
 
-def test_reserved_keys_are_read_with_a_warning():
-    config, warnings = parse_config("[update]\nenabled = true\nprobation_s = 60\n")
-    assert config == Config()
+@pytest.mark.parametrize(
+    ("text", "mirrors"),
+    [
+        ("", ()),
+        ('repository = ""', ()),
+        ('repository = "https://models.example/edge"', ("https://models.example/edge",)),
+        ('repository = ["http://10.0.0.1:8080", "mqtt:"]', ("http://10.0.0.1:8080", "mqtt:")),
+        ('repository = "file:///media/stick"', ("file:///media/stick",)),
+    ],
+)
+def test_where_models_come_from(text, mirrors):
+    config, _ = parse_config(f"[update]\n{text}\n")
+    assert mirrors_of(config.update.repository) == mirrors
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a/b", "models", "file://stick/models", "https:///x", "mqtt://h", "file:"]
+)
+def test_where_no_models_can_come_from(url):
+    for value in (f'"{url}"', f'["https://a.example", "{url}"]'):
+        with pytest.raises(ConfigError, match=r"update\.repository.* = .*must be https:"):
+            parse_config(f"[update]\nrepository = {value}\n")
+
+
+def test_a_root_that_is_missing_is_no_reason_not_to_serve_cameras(tmp_path):
+    text = f'[update]\nrepository = "https://a.example"\nroot = "{tmp_path}/root.json"\n'
+    config, warnings = parse_config(text)
+    assert config.update.root == f"{tmp_path}/root.json"
     assert len(warnings) == 1
-    assert all("does not act on it yet" in warning for warning in warnings)
+    assert "update.root" in warnings[0]
+    assert "No such file" in warnings[0]
+    (tmp_path / "root.json").write_text("{}")
+    assert parse_config(text)[1] == []
 
 
 def test_file_that_is_no_text(tmp_path):

@@ -13,6 +13,7 @@ from brokers import MOSQUITTO, free_port, mosquitto
 from commands import PROJECT, edge_agent
 from coral_trees import STATUS, pci, usb, write
 from plugins import build_plugin
+from remembered import remember
 
 from agent import trial_words
 from agent.choices import Choice, add_choices, most_threads
@@ -26,8 +27,9 @@ from agent.vision.probe import CameraFound, Refused
 from agent.vision.trial import choice_key
 
 NAMES = ["config", "files", "state_dir", "disk", "instance", "runtime", "accelerator", "model"]
-NAMES += ["permissions", "camera", "network", "broker", "broker_limits", "memory", "board", "power"]
-NAMES += ["heat", "memory_limits", "watchdog", "descriptors", "clock", "rtc", "service"]
+NAMES += ["permissions", "camera", "network", "broker", "broker_limits", "updates", "memory"]
+NAMES += ["board", "power", "heat", "memory_limits", "watchdog", "descriptors", "clock", "rtc"]
+NAMES += ["service"]
 # What is this machine's own affair; none of it is a failure anywhere but on a starved board.
 OWN = {
     "state_dir",
@@ -44,6 +46,7 @@ OWN = {
 
 def write_config(folder, *, port=1883, camera='source = "synthetic"', more=""):
     path = folder / "agent.toml"
+    remember(folder / "state")
     path.write_text(
         f'[device]\nid = "porch-pi"\nstate_dir = "{folder}/state"\n'
         f'[[camera]]\nname = "door"\n{camera}\n'
@@ -123,7 +126,7 @@ def test_unusable_configuration_never_ends_in_a_traceback(tmp_path, capsys, cont
 
 @pytest.mark.parametrize(
     ("content", "code", "state"),
-    [('[mqtt]\nurl = "mqtt://h"', 0, "ok"), ("[update]\nenabled = true", 0, "warn"),
+    [('[mqtt]\nurl = "mqtt://h"', 0, "ok"), ("[models.other]\nthreads = 1", 0, "warn"),
      ("[mqtt]\nqos = 3", 78, "fail"), (None, 78, "fail")],
 )  # fmt: skip
 def test_configuration_alone(tmp_path, content, code, state):
@@ -146,15 +149,20 @@ def test_configuration_alone_loads_little(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
     ).stdout.split()
     assert "agent.doctor.settings" in loaded
-    assert not {"paho", "psutil", "numpy", "cv2", "agent.daemon", "agent.vision"} & set(loaded)
+    heavy = {"paho", "psutil", "numpy", "cv2", "tuf", "agent.daemon", "agent.ota"}
+    assert not heavy & set(loaded)
+    vision = {name for name in loaded if name.startswith("agent.vision.")}
+    assert vision <= {"agent.vision.arguments"}
 
 
-def test_reserved_keys_warn(tmp_path):
-    path = write_config(tmp_path, more="[update]\nenabled = true\n")
-    config, check = check_config(path)
+def test_a_root_that_is_not_there_warns(tmp_path):
+    """Cameras are served without it."""
+    update = f'[update]\nrepository = "https://h/"\nroot = "{tmp_path}/none"\n'
+    config, check = check_config(write_config(tmp_path, more=update))
     assert config is not None
     assert check.state == "warn"
-    assert "update" in check.message
+    assert "no model can be taken over the air" in check.message
+    assert "cameras are served" in check.remedy
 
 
 def test_no_file_means_defaults(tmp_path, monkeypatch):
@@ -269,10 +277,14 @@ def test_a_crash_while_the_model_is_tried(monkeypatch, wanted, remedy):
     assert remedy in check.remedy
 
 
+# One way to run it on the processor, so that the search for the best one is short.
+ONE_WAY = {"xnnpack": "on", "threads": 1}
+
+
 def test_operators_on_a_delegate(tmp_path):
     """The whole way: config, child, engine, a real delegate."""
     library = build_plugin(tmp_path)
-    check = check_model(ModelConfig(accelerator=f"delegate:{library}"))
+    check = check_model(ModelConfig(accelerator=f"delegate:{library}", **ONE_WAY))
     assert check.state == "ok"
     assert f"on delegate:{library.name}" in check.message
     assert "12 of 117 operators on the accelerator" in check.message
@@ -283,6 +295,7 @@ def test_a_delegate_that_is_away(tmp_path):
     config = ModelConfig(
         accelerator=f"delegate:{library}",
         delegate_options={"mode": "gone", "message": "no device"},
+        **ONE_WAY,
     )
     check = check_model(config)
     assert check.state == "warn"
@@ -293,7 +306,7 @@ def test_a_delegate_that_is_away(tmp_path):
 def test_a_delegate_that_crashes(tmp_path):
     library = build_plugin(tmp_path)
     config = ModelConfig(
-        accelerator=f"delegate:{library}", delegate_options={"mode": "crash_prepare"}
+        accelerator=f"delegate:{library}", delegate_options={"mode": "crash_prepare"}, **ONE_WAY
     )
     check = check_model(config)
     assert check.state == "warn"  # tried in a child, so the processor runs the model
@@ -345,8 +358,8 @@ def test_way_the_model_runs_is_measured_or_remembered(tmp_path):
     assert "on cpu," in remembered.message
 
 
-def test_unknown_label_warns():
-    check = check_model(ModelConfig(labels={"persn": 0.5}))
+def test_unknown_label_warns(tmp_path):
+    check = check_model(ModelConfig(labels={"persn": 0.5}), choices_file=remember(tmp_path))
     assert check.state == "warn"
     assert "did you mean `person`" in check.message
 
@@ -444,7 +457,7 @@ def test_its_own_process_loads_no_array_library():
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
     ).stdout.split()
-    assert not {"numpy", "cv2", "ai_edge_litert", "tflite_runtime"} & set(loaded)
+    assert not {"numpy", "cv2", "ai_edge_litert", "tflite_runtime", "tuf"} & set(loaded)
 
 
 def test_secrets_are_not_in_the_child_s_arguments(monkeypatch):
@@ -463,6 +476,7 @@ def test_secrets_are_not_in_the_child_s_arguments(monkeypatch):
 
 def test_every_model_that_is_used_is_checked(tmp_path, capsys):
     path = tmp_path / "agent.toml"
+    remember(tmp_path / "state", engines=2)
     path.write_text(
         f'[device]\nstate_dir = "{tmp_path}/state"\n'
         '[[model.then]]\nmodel = "second"\n'

@@ -12,7 +12,7 @@ AGENT = Path(__file__).resolve().parent.parent / "agent"
 # Lowest first; a room may import itself and what stands before it, except as FORBIDDEN says.
 LAYERS = [
     ["agent", "agent.errors"],
-    ["agent.address", "agent.durable", "agent.logs", "agent.redaction"],
+    ["agent.address", "agent.durable", "agent.logs", "agent.redaction", "agent.shipped"],
     ["agent.config"],
     ["agent.config_words"],
     ["agent.config_conflicts"],
@@ -23,14 +23,19 @@ LAYERS = [
     ["agent.link"],
     ["agent.sensors"],
     ["agent.telemetry"],
+    ["agent.ota"],
     ["agent.vision", "agent.daemon"],
+    ["agent.operator"],
     ["agent.doctor", "agent.demo", "agent.evaluate"],
     ["agent.bench"],  # plays with the demo's broker
     ["agent.cli"],
     ["agent.__main__"],
 ]
 HOMES = {
-    "paho": ("agent.daemon.mqtt", "agent.demo", "agent.bench", "agent.doctor"),
+    "paho": ("agent.daemon.mqtt", "agent.operator", "agent.demo", "agent.bench", "agent.doctor"),
+    "tuf": ("agent.ota.trust", "agent.operator"),
+    "securesystemslib": ("agent.ota.trust", "agent.operator"),
+    "cryptography": ("agent.operator",),
     "cv2": ("agent.vision", "agent.bench.raw", "agent.evaluate.masks"),
     "numpy": ("agent.vision", "agent.bench", "agent.evaluate.masks"),
     "ai_edge_litert": ("agent.vision.engines",),
@@ -39,12 +44,15 @@ HOMES = {
     "prometheus_client": ("agent.telemetry",),
     "picamera2": ("agent.vision.cameras",),
     "amqtt": ("agent.demo",),
-    "rich": ("agent.demo", "agent.vision.detect", "agent.bench", "agent.evaluate"),
+    "rich": (
+        *("agent.demo", "agent.vision.detect", "agent.bench", "agent.evaluate"),
+        "agent.operator",
+    ),
     "pycocotools": ("agent.evaluate.average_precision",),
 }
 # Loaded by the control process: small enough to say so.
 CONTROL = "agent.daemon.app"
-HEAVY = ("numpy", "cv2", "ai_edge_litert", "tflite_runtime")
+HEAVY = ("numpy", "cv2", "ai_edge_litert", "tflite_runtime", "tuf", "cryptography")
 
 
 def modules():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.contract import payloads, reading, telemetry, topics
+from agent.contract import payloads, reading, telemetry, topics, updates
 from agent.contract.home_assistant import Announcement, CameraEntities
 from agent.contract.home_assistant_board import BoardFacts, learn
 from agent.contract.topics import Topics
@@ -85,6 +85,26 @@ FULL = message(
 BOARD = learn(BoardFacts(), FULL, IDENTITY)
 
 
+def reported(**values: object) -> updates.Reported:
+    known = {
+        "device": "porch-pi", "boot_id": "6f1c", "at": 1.0, "engine": "", "deployment_id": "d1",
+        "phase": "committed", "code": None, "message": None, "progress": None, "model": MODEL,
+        "release_counter": 3, "source": "active", "candidate": None, "previous": None,
+        "attempts": 1, "bytes_done": None, "bytes_total": None, "p95_ms": None, "rss_mib": None,
+        "agreement": None, "clock_trusted": True, "floors": updates.Floors(),
+    }  # fmt: skip
+    return updates.Reported(**{**known, **values})
+
+
+REPORTED = (
+    reported(),
+    reported(phase="downloading", candidate="default@1.1.0", progress=0.256),
+    reported(phase="trial", candidate="cats@1.0.0"),
+    reported(phase="accepted", candidate="factory"),
+    reported(phase="refused", code="E_SIG", message="not signed " * 40, model=None),
+)
+
+
 def status(**values: object) -> payloads.Status:
     engine = payloads.EngineStatus(
         name="", cameras=["door"], model=MODEL, task="detection", head="ssd",
@@ -145,6 +165,7 @@ def messages() -> dict[str, list[str]]:
     return {
         NAMES.name(topics.TELEMETRY): written(FULL, message()),
         NAMES.name(topics.STATUS): written(status(), status(health=[PROBLEM], engines=[])),
+        NAMES.name(topics.MODEL_REPORTED): written(*REPORTED),
         NAMES.name(topics.CAMERA_STATUS, door): written(
             *(camera_status(state) for state in ("online", "offline", "starting", "frozen"))
         ),

@@ -67,8 +67,9 @@ def value_faults(platform, name, value, config):
         from homeassistant.components.mqtt.update import MQTT_JSON_UPDATE_SCHEMA
 
         parsed = MQTT_JSON_UPDATE_SCHEMA(json.loads(value))
-        if parsed["installed_version"] != parsed["latest_version"]:
-            yield f"{name}: {value!r} is an update"
+        is_update = parsed["installed_version"] != parsed["latest_version"]
+        if is_update != parsed.get("in_progress", False):
+            yield f"{name}: {value!r} is an update that is not under way, or the other way round"
 
 
 async def check(announcements):

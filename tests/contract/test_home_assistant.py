@@ -18,9 +18,11 @@ from announced_boards import (
     NAMES,
     NASTY_LABELS,
     NO_POWER,
+    REPORTED,
     counts,
     message,
     messages,
+    reported,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,6 +138,25 @@ def test_no_template_fails_whatever_is_missing(name):
         assert re.fullmatch(shapes[one["p"]], render(one["val_tpl"], text))
         if "json_attr_tpl" in one:
             assert isinstance(json.loads(render(one["json_attr_tpl"], text)), dict)
+
+
+def test_an_update_is_shown_while_it_is_under_way():
+    template = components(PLAIN)["model"]["val_tpl"]
+    done, downloading, other, back, refused = (
+        json.loads(render(template, encode(one))) for one in REPORTED
+    )
+    assert done == {
+        "installed_version": "1.0.0", "latest_version": "1.0.0", "title": "default",
+        "in_progress": False, "update_percentage": None, "release_summary": "committed",
+    }  # fmt: skip
+    assert (downloading["latest_version"], downloading["update_percentage"]) == ("1.1.0", 26)
+    assert (other["latest_version"], other["in_progress"]) == ("cats@1.0.0", True)
+    assert (back["latest_version"], back["in_progress"]) == ("factory", True)
+    assert refused == {}, "no model, no version"
+    failed = encode(reported(phase="refused", code="E_SIG", message="not signed " * 40))
+    summary = json.loads(render(template, failed))["release_summary"]
+    assert summary.startswith("refused E_SIG not signed")
+    assert len(summary) == 255
 
 
 def test_templates_show_what_the_message_says():

@@ -1,6 +1,7 @@
 """`edge-agent schema`: the schemas accept what the agent sends and refuse what it never would."""
 
 import copy
+import functools
 import json
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from made_up_board import MadeUpBoard
 
 from agent import __version__
 from agent.cli import main
-from agent.contract import payloads, topics
-from agent.contract.schema import UnknownSchemaError, document
+from agent.contract import payloads, topics, updates
+from agent.contract import schema as schemas
+from agent.contract.schema import UnknownSchemaError
 
 VALIDATOR = jsonschema.Draft202012Validator
+# All of them are made for each that is asked for, and no test changes one.
+document = functools.cache(schemas.document)
 IDENTITY = payloads.ModelIdentity(name="default", version="1.0.0", sha256="9b" * 32)
 RESULT = {
     "device": "porch-pi",
@@ -164,17 +168,49 @@ def samples():
     board = MadeUpBoard()
     board.go_on(10)
     yield "telemetry", board.telemetry()
+    yield (
+        "reported",
+        updates.Reported(
+            device="porch-pi",
+            boot_id="6f1c",
+            at=1795248000.0,
+            engine="",
+            deployment_id="spring-1",
+            phase="downloading",
+            code=None,
+            message=None,
+            progress=0.25,
+            model=payloads.ModelIdentity(name="cats", version="1.2.0", sha256="9b" * 32),
+            release_counter=17,
+            source="active",
+            candidate="cats@1.3.0",
+            previous=None,
+            attempts=1,
+            bytes_done=1024,
+            bytes_total=4096,
+            p95_ms=None,
+            rss_mib=None,
+            agreement=None,
+            clock_trusted=True,
+            floors=updates.Floors(release_counter=17, security_floor=3, root_version=1),
+            ignored=updates.IgnoredOrder(
+                code="E_REPLAY", message="is older", deployment_id=None, at=1795248000.0
+            ),
+        ),
+    )
 
 
 SAMPLES = [(name, json.loads(payloads.encode(payload))) for name, payload in samples()]
-NAMES = ["status", "detections", "camera-status", "counts", "telemetry", "gap"]
+HEARD = {"desired"}
+NAMES = ["status", "detections", "camera-status", "counts", "telemetry", "gap", "reported"]
+NAMES += sorted(HEARD)
 
 
 def test_every_payload_of_the_topic_table_has_a_schema_and_a_sample():
     schemas = document("all")["schemas"]
     in_table = {row.payload for row in topics.TABLE if not isinstance(row.payload, str)}
     assert len(schemas) == len(in_table)
-    assert set(schemas) == set(NAMES) == {name for name, _ in SAMPLES}
+    assert set(schemas) == set(NAMES) == {name for name, _ in SAMPLES} | HEARD
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -241,12 +277,16 @@ def test_asyncapi_covers_the_topic_table():
     assert found["info"]["version"] == __version__
     channels = found["channels"]
     assert [channel["address"] for channel in channels.values()] == [
-        row.pattern.replace("<p>", "{prefix}").replace("<d>", "{device}").replace("<c>", "{camera}")
+        row.pattern.replace("<p>", "{prefix}")
+        .replace("<d>", "{device}")
+        .replace("<c>", "{camera}")
+        .replace("<g>", "{group}")
         for row in topics.TABLE
     ]
     for row, (name, channel) in zip(topics.TABLE, channels.items(), strict=True):
-        operation = found["operations"][f"send-{name}"]
-        assert operation["action"] == "send"
+        action = "receive" if row.payload is updates.Desired else "send"
+        operation = found["operations"][f"{action}-{name}"]
+        assert operation["action"] == action
         assert operation["channel"] == {"$ref": f"#/channels/{name}"}
         assert operation["bindings"]["mqtt"]["retain"] == row.retained
         assert operation["bindings"]["mqtt"]["qos"] == 1
@@ -254,6 +294,25 @@ def test_asyncapi_covers_the_topic_table():
             part for part in channel["address"].split("/") if part.startswith("{")
         }
         assert channel["messages"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_valid"),
+    [
+        ({}, True),
+        ({"action": "rollback", "name": None, "version": None}, True),
+        ({"counter": 0}, False),
+        ({"name": "a/b"}, False),
+        ({"unknown": 1}, False),
+        ({"deployment_id": None}, False),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["2020-12", "asyncapi"])
+def test_what_is_heard_may_leave_out_what_has_a_default(dialect, changes, is_valid):
+    order = {"deployment_id": "a", "counter": 1, "name": "cats", "version": "1.2.0"}
+    validator = VALIDATOR(document("desired")) if dialect == "2020-12" else draft_07("Desired")
+    assert validator.is_valid({**order, **changes}) == is_valid
+    assert "model/desired, <p>/group/<g>/model/desired" in document("desired")["description"]
 
 
 def test_asyncapi_references_resolve():

@@ -1,4 +1,4 @@
-"""Reaching a broker: credentials, TLS, and the sentence each fault gets."""
+"""Reaching a broker: credentials (A26), TLS (A23), and the sentence each fault gets."""
 
 from __future__ import annotations
 

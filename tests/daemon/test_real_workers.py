@@ -23,6 +23,7 @@ from agent.daemon.workers import memory_limit
 from agent.daemon.workers import supervisor as module
 from agent.daemon.workers.failover import Failover
 from agent.daemon.workers.memory_limit import MIB, Budget, WorkerMemory
+from agent.daemon.workers.stopping import stop_all
 from agent.daemon.workers.supervisor import Supervisor
 from agent.daemon.workers.worker_run import spawn_worker
 from agent.link import Start, open_link
@@ -86,7 +87,7 @@ class Kept:
 
     def stop(self):
         self.supervisor.ask_to_stop()
-        module.stop_all([self.supervisor], 0.2)
+        stop_all([self.supervisor], 0.2)
 
 
 @pytest.fixture

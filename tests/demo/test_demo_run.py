@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 import agent
+from agent.cli import main
 from agent.demo.broker import SYSTEM_FOLDERS
 
 ROOT = Path(agent.__file__).resolve().parent.parent
@@ -119,19 +120,25 @@ def test_it_plays_the_clip_through_mosquitto(surroundings, tmp_path):
 
 
 @needs_any_broker
-def test_a_stray_module_is_not_taken_for_the_daemon(surroundings, tmp_path):
+def test_a_stray_module_is_not_the_daemon_and_its_own_process_needs_no_numpy(
+    surroundings, tmp_path
+):
     (tmp_path / "agent.py").write_text("raise SystemExit('the wrong agent')\n")
     launcher = tmp_path / "bin" / "edge-agent"
     launcher.parent.mkdir()
-    launcher.write_text("import sys\nfrom agent.cli import main\nsys.exit(main())\n")
+    launcher.write_text(
+        "import sys\nfrom agent.cli import main\ncode = main()\n"
+        "heavy = {'numpy', 'cv2', 'ai_edge_litert'} & set(sys.modules)\n"
+        "sys.exit(code or ','.join(heavy) or 0)\n"
+    )
     done = run(demo_command(1, [str(launcher)]), surroundings, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 @needs_amqtt
 def test_it_plays_the_clip_through_the_embedded_broker(surroundings, tmp_path):
     program = ("-c", ELSEWHERE + "sys.exit(code)")
-    done = run(demo_command(4, program), {**surroundings, "PATH": str(tmp_path)}, tmp_path)
+    done = run(demo_command(1, program), {**surroundings, "PATH": str(tmp_path)}, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     broker = next(line for line in done.stdout.splitlines() if line.startswith("broker"))
     assert "amqtt" in broker
@@ -156,21 +163,10 @@ def test_without_any_broker_it_says_what_to_install(surroundings, tmp_path):
     assert "edge-agent[demo]" in done.stderr
 
 
-@needs_any_broker
-def test_its_own_process_needs_no_numpy_and_no_opencv(surroundings, tmp_path):
-    check = (
-        "import sys; from agent.cli import main; main(sys.argv[1:]);"
-        "sys.exit(','.join({'numpy', 'cv2', 'ai_edge_litert'} & set(sys.modules)) or 0)"
-    )
-    done = run(demo_command(1, ("-c", check)), surroundings, tmp_path)
-    assert done.stderr == ""
-
-
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e9"])
-def test_impossible_lengths_are_refused(surroundings, tmp_path, seconds):
-    done = run(demo_command(seconds), surroundings, tmp_path)
-    assert done.returncode == 2
-    assert "--seconds" in done.stderr
+def test_impossible_lengths_are_refused(capsys, seconds):
+    assert main(["demo", "--seconds", seconds]) == 2
+    assert "--seconds" in capsys.readouterr().err
 
 
 def start_and_wait_for_results(environment, cwd):
@@ -190,7 +186,7 @@ def start_and_wait_for_results(environment, cwd):
 
 
 @needs_any_broker
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # SIGTERM: the bench's tests
 def test_a_signal_ends_everything_and_still_prints_the_summary(surroundings, tmp_path, number):
     process, children = start_and_wait_for_results(surroundings, tmp_path)
     assert len(children) >= 3  # broker, daemon, worker
@@ -230,7 +226,12 @@ def test_a_death_is_told_in_a_sentence(surroundings, tmp_path, victim, code, sen
 @needs_any_broker
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(surroundings, tmp_path):
     process = subprocess.Popen(
-        demo_command(5), env=surroundings, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        # As long as a worker takes to start on a busy machine, and results after that.
+        demo_command(8),
+        env=surroundings,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     for line in process.stdout:
         if " fps " in line:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ class Message:
     retained: bool
     at: float
 
-    @property
+    @cached_property
     def json(self) -> dict[str, Any]:
-        """The payload as a document."""
+        """The payload as a document; read once, as `Subscriber.wait` looks again and again."""
         document: dict[str, Any] = json.loads(self.payload)
         return document
 
@@ -86,8 +87,9 @@ class Subscriber:
 
     def last(self, ending: str) -> dict[str, Any] | None:
         """The newest document of a topic."""
-        found = [m for m in list(self.messages) if m.topic.endswith(ending) and m.payload]
-        return found[-1].json if found else None
+        newest_first = reversed(list(self.messages))
+        found = next((m for m in newest_first if m.topic.endswith(ending) and m.payload), None)
+        return found.json if found else None
 
     def wait(self, until: Callable[[], Any], timeout_s: float = 30.0) -> Any:
         """Wait until a message makes `until` true; return what it returned."""

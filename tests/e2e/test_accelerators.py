@@ -65,7 +65,7 @@ def test_a_delegate_that_aborts_three_times_rests_and_comes_back(
     assert used(subscriber) == {ON_DELEGATE}
     fault.touch()  # from now on each worker dies after 40 runs
     since = time.time()
-    subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=60)
+    subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=120)
     status = subscriber.wait(
         lambda: (
             (s := subscriber.last("board-1/status"))
@@ -79,7 +79,7 @@ def test_a_delegate_that_aborts_three_times_rests_and_comes_back(
     subscriber.wait_results(len(subscriber.results()) + 30)
     assert longest_gap_s(subscriber, since - 1.0) <= LONGEST_GAP_S
     fault.unlink()  # mended: a probe finds out
-    subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=60)
+    subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=120)
     status = subscriber.wait(
         lambda: (s := subscriber.last("board-1/status")) and not s["health"] and s
     )
@@ -102,14 +102,14 @@ def test_a_device_that_is_pulled_out_and_plugged_in_again(
     assert used(subscriber) == {ON_DELEGATE}
     pulled.touch()
     since = time.time()
-    subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=30)
+    subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=120)
     subscriber.wait_results(len(subscriber.results()) + 10)
     assert longest_gap_s(subscriber, since - 1.0) <= LONGEST_GAP_S
     accelerator = subscriber.last("board-1/status")["accelerator"]
     assert accelerator["used"] == "cpu:xnnpack"
     assert accelerator["reason"]
     pulled.unlink()
-    subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=60)
+    subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=120)
     assert_nothing_is_missing(subscriber)
     assert agent.process.poll() is None
 
@@ -122,12 +122,12 @@ def test_a_delegate_that_hangs_is_killed_and_left_alone(
     subscriber.wait_results(20)
     fault.touch()
     since = time.time()
-    subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=40)
+    subscriber.wait(lambda: used(subscriber) == {"cpu:xnnpack"}, timeout_s=120)
     subscriber.wait_results(len(subscriber.results()) + 5)
     assert 9.0 < longest_gap_s(subscriber, since - 5.0) <= 10.0 + LONGEST_GAP_S, "20 runs, or 10 s"
     assert "stage inference stuck" in subscriber.last("board-1/status")["accelerator"]["reason"]
     fault.unlink()
-    subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=60)
+    subscriber.wait(lambda: used(subscriber) == {ON_DELEGATE}, timeout_s=120)
     assert_nothing_is_missing(subscriber)
     assert agent.process.poll() is None
 
@@ -158,14 +158,14 @@ delegate_options = {{ mode = "abort", after = "40", ops = "{OPS}", misbehave_fil
         found = [one["cascade"][0] for one in subscriber.results() if one.get("cascade")]
         return found[-1]["accelerator"] if found else None
 
-    subscriber.wait(lambda: last_cascade() == ON_DELEGATE, timeout_s=60)
-    subscriber.wait(lambda: last_cascade() == "cpu:xnnpack", timeout_s=60)
+    subscriber.wait(lambda: last_cascade() == ON_DELEGATE, timeout_s=120)
+    subscriber.wait(lambda: last_cascade() == "cpu:xnnpack", timeout_s=120)
     problems = subscriber.wait(lambda: subscriber.last("board-1/status")["health"])
     assert any(
         "[models.breeds]" in one["message"] and "died 3 times" in one["message"] for one in problems
     )
     fault.unlink()
-    subscriber.wait(lambda: last_cascade() == ON_DELEGATE, timeout_s=60)
+    subscriber.wait(lambda: last_cascade() == ON_DELEGATE, timeout_s=120)
     assert_nothing_is_missing(subscriber)
     assert longest_gap_s(subscriber) <= LONGEST_GAP_S
     assert agent.process.poll() is None
@@ -174,10 +174,9 @@ delegate_options = {{ mode = "abort", after = "40", ops = "{OPS}", misbehave_fil
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        # More of them are tried by tests/vision/test_trial.py, which is the child that finds out.
         ({"mode": "none"}, "took no operator"),
-        ({"mode": "no_create", "message": "no such chip"}, "no such chip"),
         ({"mode": "abort"}, "SIGABRT"),
-        ({"mode": "crash_prepare"}, "SIGSEGV"),
     ],
 )
 def test_a_delegate_that_never_works_leaves_the_processor(

@@ -14,9 +14,8 @@ def results_after(subscriber, moment):
     ]
 
 
-@pytest.mark.parametrize(
-    ("fault", "within_s"), [(signal.SIGKILL, 3.0), (signal.SIGSEGV, 3.0), (signal.SIGSTOP, 12.0)]
-)
+# Twice what was measured on a machine with nothing else to do, for those that are shared.
+@pytest.mark.parametrize(("fault", "within_s"), [(signal.SIGSEGV, 6.0), (signal.SIGSTOP, 16.0)])
 def test_worker_is_replaced(broker, subscriber, run_agent, fault, within_s):
     agent = run_agent(config_text(broker.port, camera="loop = true"))
     subscriber.wait_results(10)

@@ -1,6 +1,7 @@
 """systemd/mosquitto: the shipped settings, rights and certificates, with a real mosquitto.
 
-What one board may do to another is asked with MQTT 5, where the broker says no by reason code.
+What one board may do to another (A24 of the attack list) is asked with MQTT 5, where the broker
+says no by reason code; who somebody is (A23) is settled in the handshake.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from paho.mqtt.properties import Properties
 from tls_site import Site, make_certificates
 
 from agent.config import MqttConfig
+from agent.contract import topics
 from agent.daemon.mqtt import MqttLink, Timing, probe
 from agent.daemon.outbox import Outbox, Record
 from agent.doctor.broker import attempts_on, travel
 from agent.doctor.broker_verdict import judge_trip
 from agent.errors import BrokerError
+from agent.ota.chunks import chunk_topic, request_topic
 
 WITHIN_S = 15.0
 NOT_AUTHORIZED = 0x87  # MQTT 5, 2.4
@@ -110,7 +113,7 @@ def client_context(site: Site, name: str) -> ssl.SSLContext:
     return context
 
 
-def test_a_board_writes_its_own_topics_and_nobody_elses(site, connect):
+def test_a24_a_board_writes_its_own_topics_and_nobody_elses(site, connect):
     board, operator = connect("cam-a"), connect("operator")
     operator.subscribe("edge/#")
     for own in (
@@ -122,9 +125,9 @@ def test_a_board_writes_its_own_topics_and_nobody_elses(site, connect):
         assert board.publish(own) < FAILURE
     for other in (
         "edge/cam-b/status",
-        "edge/cam-b/model/desired",
+        "edge/cam-b/model/reported",
+        "edge/cam-b/repo/get",
         "edge/cam-a2/status",
-        "edge/group/outdoor/model/desired",
         "homeassistant/device/cam-b/config",
         "homeassistant/status",
         "elsewhere",
@@ -136,7 +139,86 @@ def test_a_board_writes_its_own_topics_and_nobody_elses(site, connect):
     assert {topic.split("/")[1] for topic in operator.topics()} == {"cam-a"}
 
 
-def test_a_board_hears_its_own_orders_and_nothing_of_another(site, connect):
+def test_a24_a_board_orders_nothing_and_answers_no_board(site, connect):
+    """Nor itself: a thief of its key cannot have it go back to a release with a known hole."""
+    board = connect("cam-a")
+    for topic in (
+        "edge/cam-a/model/desired",
+        "edge/cam-b/model/desired",
+        "edge/group/outdoor/model/desired",
+        "edge/cam-a/command/rollback",
+        "edge/cam-b/command/rollback",
+        chunk_topic("edge", "cam-a", "1-2"),
+        chunk_topic("edge", "cam-b", "1-2"),
+    ):
+        assert board.publish(topic, retain="desired" in topic) == NOT_AUTHORIZED, topic
+    operator, late = connect("operator"), connect("cam-b")
+    late.subscribe("edge/cam-b/model/desired")
+    operator.subscribe("edge/+/model/desired")
+    assert operator.publish("edge/cam-b/model/desired", b"order", retain=True) < FAILURE
+    eventually(lambda: late.heard and operator.heard)
+    assert late.heard == operator.heard == [("edge/cam-b/model/desired", b"order")]
+
+
+def test_a24_the_rights_are_those_of_the_topic_table(connect):
+    """What the agent says on any of its topics goes through, what it hears it may not say."""
+    board, operator = connect("cam-a"), connect("operator")
+    names = topics.Topics("edge", "cam-a")
+    for row in topics.TABLE:
+        topic = names.name(row, "door", "outdoor")
+        assert (board.publish(topic) < FAILURE) is not row.is_heard, topic
+        assert (operator.publish(topic) < FAILURE) is row.is_heard, topic
+    assert board.publish(request_topic("edge", "cam-a")) < FAILURE
+
+
+def test_a24_each_board_gets_the_pieces_that_it_asked_for(connect):
+    a, b, server = connect("cam-a"), connect("cam-b"), connect("repository")
+    server.subscribe(request_topic("edge", "+"))
+    server.subscribe("edge/#")
+    for board in (a, b):
+        board.subscribe("#")
+        board.subscribe(chunk_topic("edge", "+", "+"))
+    assert b.publish("edge/cam-b/status") < FAILURE
+    assert a.publish(request_topic("edge", "cam-a")) < FAILURE
+    eventually(lambda: server.heard)
+    assert set(server.topics()) == {request_topic("edge", "cam-a")}
+    for topic in ("edge/cam-a/model/desired", "edge/group/outdoor/model/desired",
+                  request_topic("edge", "cam-a"), "edge/cam-a/status"):  # fmt: skip
+        assert server.publish(topic) == NOT_AUTHORIZED, topic
+    for name in ("cam-b", "cam-a"):
+        assert server.publish(chunk_topic("edge", name, "1-2")) < FAILURE
+    eventually(lambda: a.heard and b.heard)
+    assert set(a.topics()) == {chunk_topic("edge", "cam-a", "1-2")}
+    assert set(b.topics()) == {chunk_topic("edge", "cam-b", "1-2")}
+
+
+def test_a24_the_stricter_rights_confine_a_board_to_its_groups(site, connect):
+    """As the file of rights says how."""
+    rights = site.installed / "acl"
+    every = "\npattern read edge/group/+/model/desired\n"
+    assert rights.read_text().count(every) == 1
+    own = "user cam-a\ntopic read edge/group/outdoor/model/desired\n"
+    rights.write_text(rights.read_text().replace(every, "\n") + own)
+    a, b, operator = connect("cam-a"), connect("cam-b"), connect("operator")
+    site.broker.process.send_signal(signal.SIGHUP)
+    for board in (a, b):
+        board.subscribe("#")
+    groups = [f"edge/group/{name}/model/desired" for name in ("outdoor", "indoor")]
+
+    def is_confined():
+        a.heard.clear()
+        b.heard.clear()
+        for topic in (*groups, "edge/cam-a/model/desired", "edge/cam-b/model/desired"):
+            assert operator.publish(topic) < FAILURE
+        eventually(lambda: "edge/cam-a/model/desired" in a.topics())
+        eventually(lambda: "edge/cam-b/model/desired" in b.topics())
+        return groups[1] not in a.topics() and not {*groups} & {*b.topics()}
+
+    eventually(is_confined)  # once the broker has read the file again
+    assert groups[0] in a.topics()
+
+
+def test_a24_a_board_hears_its_own_orders_and_nothing_of_another(site, connect):
     a, b, operator = connect("cam-a"), connect("cam-b"), connect("operator")
     # mosquitto 2.0 grants subscriptions and leaves out what may not be read.
     for topic in ("#", "edge/#", "edge/cam-b/#", "edge/cam-b/camera/door/detections"):
@@ -161,7 +243,7 @@ def test_a_board_hears_its_own_orders_and_nothing_of_another(site, connect):
     assert late.topics() == ["edge/cam-a/check"]
 
 
-def test_the_reader_only_reads_and_the_operator_only_orders(site, connect):
+def test_a24_the_reader_only_reads_and_the_operator_only_orders(site, connect):
     reader, operator, board = connect("reader"), connect("operator"), connect("cam-a")
     reader.subscribe("edge/#")
     for topic in ("edge/cam-a/model/desired", "edge/cam-a/command/snapshot", "edge/cam-a/status"):
@@ -171,12 +253,12 @@ def test_the_reader_only_reads_and_the_operator_only_orders(site, connect):
     eventually(lambda: reader.topics() == ["edge/cam-a/status"])
 
 
-def test_a_client_that_names_a_board_is_still_who_its_certificate_says(site, connect):
+def test_a24_a_client_that_names_a_board_is_still_who_its_certificate_says(site, connect):
     impostor = connect("cam-a", client_id="edge-agent-cam-b")
     assert impostor.publish("edge/cam-b/status") == NOT_AUTHORIZED
 
 
-def test_without_a_certificate_of_our_authority_there_is_no_connection(site, tmp_path):
+def test_a23_without_a_certificate_of_our_authority_there_is_no_connection(site, tmp_path):
     foreign = foreign_certificates(tmp_path)
     ours = {"ca_file": str(site.certificates / "ca.pem")}
     url = f"mqtts://localhost:{site.broker.port}"
@@ -196,7 +278,7 @@ def test_without_a_certificate_of_our_authority_there_is_no_connection(site, tmp
         probe(MqttConfig(url=f"mqtt://localhost:{site.broker.port}"), 2.0)
 
 
-def test_tls_older_than_1_2_is_refused(site):
+def test_a23_tls_older_than_1_2_is_refused(site):
     context = client_context(site, "cam-a")
     context.set_ciphers("ALL:@SECLEVEL=0")
     with pytest.warns(DeprecationWarning, match="TLSv1"):
@@ -312,7 +394,7 @@ def test_a_board_is_locked_out_by_its_name_in_the_rights(site, connect):
 
 
 @pytest.mark.parametrize(
-    "name", ["group", "operator", "a/b", "+", "", "ö", "a" * 65, "a b", "-dir "]
+    "name", ["group", "operator", "repository", "a/b", "+", "", "ö", "a" * 65, "a b", "-dir "]
 )
 def test_names_that_are_no_board_get_no_certificate(certificates, name):
     done = make_certificates(certificates, "device", name)
@@ -333,6 +415,7 @@ def test_keys_are_their_owners_alone_and_the_list_says_what_ends_when(certificat
     listed = make_certificates(certificates, "list").stdout.splitlines()
     assert [line.split(": until ")[0].rpartition("/")[2] for line in listed] == [
         "ca.pem", "server.pem", "cam-a.pem", "cam-b.pem", "operator.pem", "reader.pem",
+        "repository.pem",
     ]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class Site:
 
 
 def make_all(folder: Path) -> None:
-    """Make an authority, the server's certificate, and those of two boards and two people."""
+    """Make an authority, the server's certificate, and those of two boards and three others."""
     for arguments in (
         ("authority",),
         ("server", "localhost", "127.0.0.1"),
@@ -44,6 +44,7 @@ def make_all(folder: Path) -> None:
         ("device", "cam-b"),
         ("client", "operator"),
         ("client", "reader"),
+        ("client", "repository"),
     ):
         done = make_certificates(folder, *arguments)
         assert done.returncode == 0, done.stderr

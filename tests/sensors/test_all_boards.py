@@ -15,6 +15,7 @@ from board_readings import (
 )
 from commands import edge_agent
 
+from agent.cli import main
 from agent.sensors import command
 from agent.sensors.command import hints, read_board, run_sensors
 from agent.sensors.replay import open_board
@@ -79,7 +80,7 @@ def test_what_is_not_compared_is_there():
     assert set(COMMENTARY) <= said
 
 
-@pytest.mark.parametrize("name", ["jetson-orin-nano-r36", "rpi-4b", "x86-rapl", "generic-none"])
+@pytest.mark.parametrize("name", ["jetson-orin-nano-r36", "generic-none"])
 def test_the_command_prints_the_same_and_nothing_else(name):
     done = edge_agent("sensors", "--root", BOARDS / name, "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -99,12 +100,13 @@ def test_the_command_prints_the_same_and_nothing_else(name):
         ("jetson-orin-nx-throttled", ["yes, now: cpu-throttle-alert", "VDD_IN:crit"]),
     ],
 )
-def test_what_people_read(name, words):
-    done = edge_agent("sensors", "--root", BOARDS / name)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_what_people_read(name, words, capsys):
+    assert main(["sensors", "--root", str(BOARDS / name)]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
     for word in words:
-        assert word in done.stdout
-    assert max(map(len, done.stdout.splitlines())) < 200
+        assert word in said.out
+    assert max(map(len, said.out.splitlines())) < 200
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -139,3 +139,26 @@ def test_signals_that_nobody_held_back_need_no_release():
 
     accept_signals()
     assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_children_that_were_killed_are_seen_off_before_another_program_takes_over():
+    """It would not know them, and they would be there for ever without being alive."""
+    program = (
+        "import os, signal, subprocess, sys, time\n"
+        "from agent.daemon.reload import see_off_children\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "child.kill()\n"
+        "see_off_children(20)\n"
+        "sys.exit(os.path.exists(f'/proc/{child.pid}'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, timeout=60, check=False)
+    assert done.returncode == 0
+
+
+def test_a_child_that_cannot_be_ended_is_not_waited_for():
+    from agent.daemon.reload import see_off_children
+
+    with subprocess.Popen(["sleep", "60"]) as child:
+        see_off_children(0.1)
+        assert child.poll() is None
+        child.kill()
