@@ -12,7 +12,14 @@ AGENT = Path(__file__).resolve().parent.parent / "agent"
 # Lowest first; a room may import itself and what stands before it, except as FORBIDDEN says.
 LAYERS = [
     ["agent", "agent.errors"],
-    ["agent.address", "agent.durable", "agent.logs", "agent.redaction", "agent.shipped"],
+    [
+        "agent.address",
+        "agent.durable",
+        "agent.logs",
+        "agent.niceness",
+        "agent.redaction",
+        "agent.shipped",
+    ],
     ["agent.config"],
     ["agent.config_words"],
     ["agent.config_conflicts"],

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent.errors import EXIT_FAILURE, EXIT_OK, EXIT_USAGE
+from agent.niceness import stand_behind
 from agent.ota import fetch
 from agent.ota.compat import require_fit
 from agent.ota.download import Download
@@ -217,8 +218,7 @@ def _confine(job: Job) -> None:
     for limit, value in ((resource.RLIMIT_FSIZE, most), (resource.RLIMIT_CORE, 0)):
         with contextlib.suppress(OSError, ValueError):  # a lower one is set already
             resource.setrlimit(limit, (value, value))
-    with contextlib.suppress(OSError):  # a service's filter may refuse it
-        os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    stand_behind(NICE)
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ import os
 import resource
 from pathlib import Path
 
+from agent.niceness import stand_behind
 from agent.trial_words import MAX_ANSWER_BYTES, TrialRequest
 
 NICE = 5  # a model that is being tried stands behind one that works
@@ -43,23 +44,16 @@ def confine_to(*, cpu_s: float, may_write: bool, nice: int = NICE) -> None:
         _limit(resource.RLIMIT_FSIZE, MAX_ANSWER_BYTES)
     # Whoever started it keeps the time; this ends a child that nobody waits for any more.
     _limit(resource.RLIMIT_CPU, math.ceil(cpu_s), CPU_GRACE_S)
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    stand_behind(nice)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(OOM_FIRST)
 
 
 def stand_back() -> None:
-    """Use what processor time nobody else wants, as far as we may say so.
-
-    Where sessions have groups of their own (sched(7), autogroup) a process is nice only to those
-    of its session, so this one's group is: it must be alone in it, as after setsid(2).
-    """
+    """Use what processor time nobody else wants, as far as we may say so."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    if os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_bytes(b"%d" % LAST_NICE)
+    stand_behind(LAST_NICE)
 
 
 def confine_memory() -> None:
