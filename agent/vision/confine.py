@@ -44,7 +44,8 @@ def confine_to(*, cpu_s: float, may_write: bool, nice: int = NICE) -> None:
         _limit(resource.RLIMIT_FSIZE, MAX_ANSWER_BYTES)
     # Whoever started it keeps the time; this ends a child that nobody waits for any more.
     _limit(resource.RLIMIT_CPU, math.ceil(cpu_s), CPU_GRACE_S)
-    stand_behind(nice)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(OOM_FIRST)
 
