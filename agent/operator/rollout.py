@@ -79,7 +79,10 @@ class Rollout(Struct, kw_only=True):
     @property
     def title(self) -> str:
         """Return what is asked for."""
-        return f"{self.name}@{self.version}" if self.action == "run" else self.action
+        model = f"{self.name}@{self.version}"
+        if self.action == "run":
+            return model
+        return f"{self.action} from {model}" if self.name else self.action
 
     @property
     def waves(self) -> int:

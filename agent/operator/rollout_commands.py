@@ -120,7 +120,15 @@ def run_rollback(how: How, which: Which, wish: Wish, rollout_id: str) -> int:
     devices = [*asked, *(before.away if before.state == "finished" else ())]
     if not devices:
         raise UnavailableError(f"{rollout_id}: no board runs it for all that is known")
-    wish = Wish(action=wish.action, engine=before.engine)
+    # One step back from this model alone: a board whose order was taken back when it was halted is
+    # there already, and one more step would bring it to the very model that is to be left.
+    is_named = wish.action == "rollback" and before.action == "run"
+    wish = Wish(
+        action=wish.action,
+        name=before.name if is_named else None,
+        version=before.version if is_named else None,
+        engine=before.engine,
+    )
     return _begin(how, Which(devices=devices), wish, groups=before.groups)
 
 

@@ -79,10 +79,19 @@ def test_telemetry_prometheus_and_outside_observers_agree(
 ):
     agent = run_agent(with_prometheus(config_text(broker.port, camera="fps = 25"), free_port))
     subscriber.wait(lambda: (s := subscriber.last("door/status")) and s["state"] == "offline", 60)
+    ended_at = time.time()
 
     def is_told(telemetry):
-        there = telemetry["cameras"]["door"]["latency_since_start_ms"].get("end_to_end")
-        return there and there["count"] == len(subscriber.results())
+        """Return whether it is of after the end, with every frame accounted for and here."""
+        camera = telemetry["cameras"]["door"]
+        there = camera["latency_since_start_ms"].get("end_to_end")
+        accounted = camera["processed"] + camera["dropped"] + camera["still"]
+        return (
+            telemetry["at"] > ended_at
+            and accounted == camera["captured"]
+            and there
+            and there["count"] == camera["processed"] == len(subscriber.results())
+        )
 
     told = subscriber.wait(lambda: (t := subscriber.last("/telemetry")) and is_told(t) and t)
     results = subscriber.results()

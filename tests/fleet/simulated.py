@@ -150,6 +150,8 @@ class RuleBrain:
         self.phase, self._due = "committed", float("inf")
         if self.order.action == "run":
             self.previous, self.runs = self.runs, (self.order.name, self.order.version)
+        elif self.order.name and (self.order.name, self.order.version) != self.runs:
+            return  # "leave this one", and it does not run
         elif self.previous is not None:
             self.previous, self.runs = None, self.previous
 

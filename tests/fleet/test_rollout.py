@@ -83,6 +83,22 @@ def test_a_model_that_is_bad_on_some_boards_is_halted_at_the_limit(rig):
     assert boards.versions() == {"1.0.0": 40}
 
 
+def test_a_board_that_left_the_model_is_not_brought_back_to_it(rig):
+    """One step back from what it went back to would be the very model that is to be left."""
+    boards = rig(4)
+    said = boards.rollout("door@2.0", "--all")
+    gone = boards.fleet.boards[1]
+    back = Desired(
+        deployment_id="back", counter=said["counter"] + 1, name="door", version="1.0.0"
+    )  # as a halt takes orders back that it has not heard of again
+    boards.order(f"edge/{gone.device}/model/desired", back)
+    eventually(lambda: gone.brain.runs == ("door", "1.0.0"))
+    said = boards.as_json("rollback", "--rollout", said["id"])
+    assert (said["name"], said["version"]) == ("door", "2.0")
+    assert boards.versions() == {"1.0.0": 4}
+    assert {one["result"] for one in said["boards"]} == {"done"}
+
+
 def test_boards_that_say_nothing_count_as_bad(rig):
     boards = rig(10)
     said = boards.rollout("door@2.0-hang", "--all", "--wait", "1", code=1)

@@ -61,7 +61,10 @@ class Running:
             watch=PictureWatch(patience),
         )
         self.thread = threading.Thread(target=self.capture.run, daemon=True)
+
+    def start(self):
         self.thread.start()
+        return self
 
     def _tick(self):
         self.ticks += 1
@@ -95,9 +98,14 @@ def run(monkeypatch):
     started = []
 
     def start(*cameras, **settings):
+        return prepare(*cameras, **settings).start()
+
+    def prepare(*cameras, **settings):
+        """Return one that is yet to be started, for scripts that look at it."""
         started.append(Running(*cameras, **settings))
         return started[-1]
 
+    start.prepare = prepare
     yield start
     for one in started:
         one.stop()
@@ -158,7 +166,8 @@ def test_a_driver_that_hangs_is_told_by_another_thread_and_may_come_back(run):
             goes_on.wait(WITHIN_S)
         return changing()
 
-    running = run(Scripted(read))
+    running = run.prepare(Scripted(read))
+    running.start()
     assert hangs.wait(WITHIN_S)
     now = time.monotonic()
     running.capture.note_silence(now + module.SILENCE_S - 0.5)
@@ -183,7 +192,8 @@ def test_a_lost_camera_is_told_before_it_is_closed(run):
         assert running.states == ["offline"]
         lets_go.wait(WITHIN_S)
 
-    running = run(Scripted(read, close), Scripted(changing))
+    running = run.prepare(Scripted(read, close), Scripted(changing))
+    running.start()
     running.until(lambda: running.states == ["offline"])
     lets_go.set()
     running.until(lambda: running.states == ["offline", "online"])
