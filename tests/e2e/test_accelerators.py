@@ -156,10 +156,11 @@ delegate_options = {{ mode = "abort", after = "40", ops = "{OPS}", misbehave_fil
 
     def last_cascade():
         found = [one["cascade"][0] for one in subscriber.results() if one.get("cascade")]
-        return found[-1]["accelerator"] if found else None
+        return found[-1]["accelerator"] if found else ""
 
     subscriber.wait(lambda: last_cascade() == ON_DELEGATE, timeout_s=120)
-    subscriber.wait(lambda: last_cascade() == "cpu:xnnpack", timeout_s=120)
+    # Of a model this small it is chance whether XNNPACK or none was measured to be the faster.
+    subscriber.wait(lambda: last_cascade().startswith("cpu"), timeout_s=120)
     problems = subscriber.wait(lambda: subscriber.last("board-1/status")["health"])
     assert any(
         "[models.breeds]" in one["message"] and "died 3 times" in one["message"] for one in problems
