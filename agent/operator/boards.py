@@ -48,6 +48,16 @@ class Board:
         found = [one.model for one in self.status.engines if one.name == engine]
         return found[0] if found else None if engine else self.status.model
 
+    def has_engine(self, engine: str) -> bool:
+        """Return whether it has a model of that name in [models]; it tells of one at a time."""
+        named = self.status.engines if self.status is not None else []
+        return engine in self.reported or any(one.name == engine for one in named)
+
+    def is_pinned(self, engine: str) -> bool:
+        """Return whether its own last order says that groups do not count."""
+        desired = self.desired
+        return desired is not None and desired.engine == engine and desired.pinned
+
     @property
     def groups(self) -> tuple[str, ...]:
         """Return the groups that it says it is in."""
@@ -88,6 +98,16 @@ class Fleet:
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 board.unreadable += 1
         return board
+
+    def newer_order(self, device: str, engine: str, counter: int) -> Desired | None:
+        """Return the order with a higher counter that a board goes by, if there is one."""
+        board = self.boards.get(device)
+        if board is None:
+            return None
+        groups = () if board.is_pinned(engine) else board.groups
+        known = [board.desired, *(self.groups.get(group) for group in groups)]
+        newer = [one for one in known if one and one.engine == engine and one.counter > counter]
+        return max(newer, key=lambda one: one.counter, default=None)
 
     def _board(self, device: str) -> Board | None:
         if device not in self.boards:

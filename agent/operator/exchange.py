@@ -36,8 +36,10 @@ ANSWERS_WITHIN_S = 15.0
 RECONNECTS_S = (1, 20)
 # Of MQTT 5 brokers nothing larger comes. A status has some kilobytes.
 MAX_PACKET_BYTES = 256 << 10
-# Once subscribed, retained messages have all come when none came for so long.
+# Retained messages have all come once the broker answered what was asked behind the subscription,
+# and then none came for so long: clustered brokers look for them besides.
 QUIET_S = 0.5
+BEHIND = "edge-agent-operator/behind"  # nobody subscribes to it; to end that takes no rights
 
 
 class Message(NamedTuple):
@@ -67,6 +69,7 @@ class Exchange:
         self._answers: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         self._heard_at = time.monotonic()
         self._is_new = self._is_refused = False
+        self._is_owed = True  # what is retained, in part at least
 
     def __enter__(self) -> Exchange:
         """Connect and subscribe.
@@ -91,6 +94,7 @@ class Exchange:
         client.reconnect_delay_set(*RECONNECTS_S)
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_unsubscribe
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         try:
@@ -122,8 +126,8 @@ class Exchange:
 
     @property
     def quiet_s(self) -> float:
-        """Return for how long nothing retained came."""
-        return time.monotonic() - self._heard_at
+        """Return for how long nothing retained came; 0 while some is sure to come."""
+        return 0.0 if self._is_owed else time.monotonic() - self._heard_at
 
     def drain(self, wait_s: float) -> list[Message]:
         """Return what came; wait for the first message for so long."""
@@ -185,8 +189,9 @@ class Exchange:
         self, client: mqtt.Client, _data: object, _flags: object, reason: ReasonCode, _: object
     ) -> None:
         if not reason.is_failure:
-            self._is_new = True
+            self._is_new = self._is_owed = True
             client.subscribe(self._filters)
+            client.unsubscribe(BEHIND)  # answered in turn, however slow the line is
 
     def _on_subscribe(
         self, _client: mqtt.Client, _data: object, _mid: int, codes: list[ReasonCode], _: object
@@ -197,6 +202,12 @@ class Exchange:
             self._is_new = False
             self.sessions += 1
         self._changed.set()
+
+    def _on_unsubscribe(
+        self, _client: mqtt.Client, _data: object, _mid: int, _codes: list[ReasonCode], _: object
+    ) -> None:
+        self._heard_at = time.monotonic()
+        self._is_owed = False
 
     def _on_publish(
         self, _client: mqtt.Client, _data: object, mid: int, reason: ReasonCode, _: object
@@ -212,11 +223,19 @@ class Exchange:
 def gather(
     exchange: Exchange, note: Callable[[Message], object], *, within_s: float = ANSWERS_WITHIN_S
 ) -> None:
-    """Take what is retained, until no more comes."""
+    """Take what is retained, until no more comes.
+
+    Raises:
+        BrokerError: it stopped in the middle; a part of the boards is not to pass for all.
+    """
     deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
+    while exchange.quiet_s <= QUIET_S:
         messages = exchange.drain(0.1)
         for message in messages:
             note(message)
-        if not messages and exchange.quiet_s > QUIET_S:
-            return
+        if any(message.retained for message in messages):
+            deadline = time.monotonic() + within_s
+        elif time.monotonic() > deadline:
+            raise BrokerError(f"the broker did not hand out what is retained within {within_s:g} s")
+    for message in exchange.drain(0.0):
+        note(message)

@@ -200,8 +200,12 @@ def _how(arguments: argparse.Namespace) -> How:
     )
 
 
+def _names_boards(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.devices or arguments.groups or arguments.all)
+
+
 def _require_boards(arguments: argparse.Namespace, others: str = "") -> None:
-    if not (arguments.devices or arguments.groups or arguments.all):
+    if not _names_boards(arguments):
         raise UsageError(f"which boards? --devices, --groups{others} or --all")
 
 
@@ -209,6 +213,8 @@ def _rollout(arguments: argparse.Namespace) -> int:
     from agent.operator.rollout_commands import Wish, run_resume, run_rollout
 
     if arguments.resume is not None:
+        if arguments.model is not None or _names_boards(arguments):
+            raise UsageError("--resume goes on with what was begun; name no model and no boards")
         return run_resume(_how(arguments), arguments.resume)
     if arguments.model is None:
         raise UsageError("which model? NAME@VERSION, or --resume")
@@ -233,6 +239,8 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
     if not arguments.rollout:
         _require_boards(arguments, ", --rollout")
+    elif _names_boards(arguments):
+        raise UsageError("--rollout names the boards: those it was given to; or name others alone")
     wish = Wish(action="factory" if arguments.factory else "rollback", engine=arguments.engine)
     return run_rollback(_how(arguments), _which(arguments), wish, arguments.rollout)
 

@@ -34,6 +34,7 @@ class BoardOrder(Struct, kw_only=True):
     device: str
     wave: int
     before: str  # what ran, for people
+    pinned: bool = False  # and stays so
     undo: Desired | None  # asks for what ran before; None: nobody knows what that was
     result: Result = "planned"
     phase: str | None = None
@@ -67,7 +68,7 @@ class Rollout(Struct, kw_only=True):
     boards: list[BoardOrder]
     away: list[str]  # offline when it was their turn: asked last, not waited for
     skipped: dict[str, str]  # device: why
-    left: int = 0  # boards behind the last wave, which are not asked
+    left: int = 0  # boards behind the last wave, also of those that are away; they are not asked
     wave: int = 0
     listened_s: float = 0.0
     state: Literal["running", "halting", "halted", "finishing", "finished"] = "running"
@@ -124,22 +125,42 @@ def _draw(rollout_id: str, device: str) -> bytes:
     return hashlib.sha256(f"{rollout_id}/{device}".encode()).digest()
 
 
-def is_pinned_at(board: Board, engine: str) -> bool:
-    """Return whether a board's own last order says that groups do not count."""
-    desired = board.desired
-    return desired is not None and desired.engine == engine and desired.pinned
-
-
 def undo_of(board: Board, engine: str, rollout_id: str) -> Desired | None:
-    """Return the order that asks for what a board runs now; its counter is set when it is given."""
-    order = Desired(deployment_id=f"{rollout_id}-undo", counter=1, engine=engine)
-    pinned = is_pinned_at(board, engine)
+    """Return the order that asks for what a board runs now; its counter is set when it is given.
+
+    None: that is not known, or on trial there, and would be tried anew if it had to go back.
+    """
+    order = Desired(
+        deployment_id=f"{rollout_id}-undo",
+        counter=1,
+        engine=engine,
+        pinned=board.is_pinned(engine),
+    )
     reported, model = board.reported.get(engine), board.model(engine)
     if reported is not None and reported.source == "factory":
-        return replace(order, action="factory", pinned=pinned)
-    if reported is None or model is None or model.version is None:
+        return replace(order, action="factory")
+    if reported is None or reported.source == "candidate" or model is None:
         return None
-    return replace(order, name=model.name, version=model.version, pinned=pinned)
+    return replace(order, name=model.name, version=model.version) if model.version else None
+
+
+def way_back(order: BoardOrder, rollout: Rollout) -> Desired | None:
+    """Return the order that takes a board's order back; None: it is taken back by an empty one.
+
+    Who did not come to an end may have it on trial. Only an order to leave it ends that at once,
+    and needs no repository; any model to run waits until the trial has ended.
+    """
+    if order.result == "failed" or order.before == rollout.title:
+        return order.undo
+    return Desired(
+        deployment_id=f"{rollout.id}-undo",
+        counter=1,
+        action="rollback",
+        engine=rollout.engine,
+        name=rollout.name,
+        version=rollout.version,
+        pinned=order.pinned,
+    )
 
 
 def plan_boards(
@@ -154,6 +175,7 @@ def plan_boards(
                 device=board.device,
                 wave=wave,
                 before=title(board.model(engine)) or "unknown",
+                pinned=board.is_pinned(engine),
                 undo=undo_of(board, engine, rollout_id),
             )
         )
@@ -178,6 +200,12 @@ def judge(order: BoardOrder, reported: Reported | None, rollout_id: str, at: flo
     if order.took_s is None and order.result in ("done", "failed") and order.ordered_at:
         order.took_s = round(max(0.0, at - order.ordered_at), 3)
     return (order.result, order.phase, order.code) != before
+
+
+def overtake(order: BoardOrder, newer: Desired) -> None:
+    """Note that somebody else asked the board for something later, which stands."""
+    order.result, order.phase, order.code = "failed", "refused", "E_REPLAY"
+    order.message = f"{newer.deployment_id} was asked for meanwhile"
 
 
 def reason_to_halt(rollout: Rollout) -> str | None:

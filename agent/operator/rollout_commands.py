@@ -21,11 +21,11 @@ from agent.operator.boards import Board, Fleet, desired_topic
 from agent.operator.exchange import Exchange, gather
 from agent.operator.fleet_rows import title
 from agent.operator.rollout import (
+    BAD,
     ENDED,
     RUNS_IT,
     Rollout,
     in_turn,
-    is_pinned_at,
     plan_boards,
     undo_of,
 )
@@ -72,21 +72,30 @@ class How:
 
 def run_rollout(how: How, which: Which, wish: Wish) -> int:
     """Ask boards for a model, wave by wave; 1 if it was halted."""
-    return _begin(how, which, wish, groups=which.groups)
+    return _begin(how, which, wish)
 
 
-def _begin(how: How, which: Which, wish: Wish, *, groups: Sequence[str]) -> int:
+def _begin(
+    how: How, which: Which, wish: Wish, *, before: Rollout | None = None, file: Path | None = None
+) -> int:
+    """Plan and drive; `before`, kept in `file`, is the rollout whose boards are meant."""
     fleet = Fleet(how.mqtt.prefix)
     with Exchange(how.mqtt, fleet.filters()) as exchange:
         gather(exchange, fleet.note)
+        if before is not None:
+            which = Which(devices=given_to(before, fleet))
         rollout = plan(fleet, how, which, wish)
-        rollout.groups = list(groups)
+        rollout.groups = list(which.groups) if before is None else _groups_given(before, fleet)
         if how.dry_run:
             return _show_plan(rollout, fleet, how)
-        if not rollout.boards and not _is_done(rollout):
+        if not rollout.boards and not _is_order_enough(rollout):
             raise UnavailableError(_nobody(rollout, which, fleet.prefix))
-        with rollout_files.held(rollout_files.state_folder(how.state), rollout.id) as file:
-            return _drive(rollout, exchange, fleet, how, file)
+        with rollout_files.held(rollout_files.state_folder(how.state), rollout.id) as own_file:
+            if before is not None and file is not None and before.state not in ENDED:
+                # Nobody is to go on with what is taken back here.
+                before.state, before.why, before.ended_at = "halted", rollout.id, time.time()
+                rollout_files.save(file, before)
+            return _drive(rollout, exchange, fleet, how, own_file)
 
 
 def run_resume(how: How, rollout_id: str) -> int:
@@ -97,11 +106,7 @@ def run_resume(how: How, rollout_id: str) -> int:
         rollout = rollout_files.load(file)
         if rollout.state in ENDED:
             raise AgentError(f"{rollout.id} is {rollout.state} already; nothing was done")
-        if (rollout.broker, rollout.prefix) != (how.mqtt.url, how.mqtt.prefix):
-            raise AgentError(
-                f"{rollout.id} was begun at {rollout.broker} below {rollout.prefix}/, and this is"
-                f" {how.mqtt.url} below {how.mqtt.prefix}/"
-            )
+        _require_same_place(rollout, how)
         fleet = Fleet(how.mqtt.prefix)
         with Exchange(how.mqtt, fleet.filters()) as exchange:
             gather(exchange, fleet.note)
@@ -111,25 +116,70 @@ def run_resume(how: How, rollout_id: str) -> int:
             return _drive(rollout, exchange, fleet, how, file)
 
 
+def _require_same_place(rollout: Rollout, how: How) -> None:
+    if (rollout.broker, rollout.prefix) != (how.mqtt.url, how.mqtt.prefix):
+        raise AgentError(
+            f"{rollout.id} was begun at {rollout.broker} below {rollout.prefix}/, and this is"
+            f" {how.mqtt.url} below {how.mqtt.prefix}/"
+        )
+
+
 def run_rollback(how: How, which: Which, wish: Wish, rollout_id: str) -> int:
     """Ask boards for what they ran before, all at once; `rollout_id`: those it was given to."""
     if not rollout_id:
-        return _begin(how, which, wish, groups=which.groups)
-    before = rollout_files.find(rollout_files.state_folder(how.state), rollout_id)
-    asked = [order.device for order in before.boards if order.result in ("ordered", "done")]
-    devices = [*asked, *(before.away if before.state == "finished" else ())]
-    if not devices:
-        raise UnavailableError(f"{rollout_id}: no board runs it for all that is known")
-    # One step back from this model alone: a board whose order was taken back when it was halted is
-    # there already, and one more step would bring it to the very model that is to be left.
-    is_named = wish.action == "rollback" and before.action == "run"
-    wish = Wish(
-        action=wish.action,
-        name=before.name if is_named else None,
-        version=before.version if is_named else None,
-        engine=before.engine,
-    )
-    return _begin(how, Which(devices=devices), wish, groups=before.groups)
+        return _begin(how, which, wish)
+    folder = rollout_files.state_folder(how.state)
+    rollout_files.find(folder, rollout_id)  # or there is no folder to hold
+    with rollout_files.held(folder, rollout_id) as file:
+        before = rollout_files.load(file)
+        _require_same_place(before, how)
+        is_named = wish.action == "rollback"
+        if is_named and before.action != "run":
+            raise AgentError(
+                f"{rollout_id} is a rollback itself: ask for the model that is to run, by"
+                " edge-agent fleet rollout"
+            )
+        # One step back from this model alone: a board whose order was taken back when it was
+        # halted is there already, and one more step would bring it to what is to be left.
+        wish = Wish(
+            action=wish.action,
+            name=before.name if is_named else None,
+            version=before.version if is_named else None,
+            engine=before.engine,
+        )
+        return _begin(how, which, wish, before=before, file=file)
+
+
+def given_to(rollout: Rollout, fleet: Fleet) -> list[str]:
+    """Return the boards that a rollout came to: by name, or with a group that they joined later.
+
+    Raises:
+        UnavailableError: there are none.
+    """
+    given = {order.device for order in rollout.boards if order.result not in ("planned", "failed")}
+    given |= {device for device in rollout.away if rollout.state == "finished"}
+    for board in fleet.boards.values():
+        reported, desired = board.reported.get(rollout.engine), board.desired
+        if rollout.id in (reported and reported.deployment_id, desired and desired.deployment_id):
+            given.add(board.device)
+    going = sorted(device for device in given if not _has_left(fleet, device, rollout))
+    if not going:
+        raise UnavailableError(f"{rollout.id}: no board runs it for all that is known")
+    for device in going:
+        fleet.boards.setdefault(device, Board(device))
+    return going
+
+
+def _has_left(fleet: Fleet, device: str, rollout: Rollout) -> bool:
+    """Return whether a board was asked for something else since, and runs something else."""
+    newer = fleet.newer_order(device, rollout.engine, rollout.counter)
+    return newer is not None and title(fleet.boards[device].model(rollout.engine)) != rollout.title
+
+
+def _groups_given(rollout: Rollout, fleet: Fleet) -> list[str]:
+    """Return the groups whose order is that rollout's."""
+    asked = {group: desired.deployment_id for group, desired in fleet.groups.items()}
+    return [group for group in rollout.groups if asked.get(group) == rollout.id]
 
 
 def plan(fleet: Fleet, how: How, which: Which, wish: Wish) -> Rollout:
@@ -147,6 +197,9 @@ def plan(fleet: Fleet, how: How, which: Which, wish: Wish) -> Rollout:
     away = sorted(board.device for board in going if not board.is_online)
     there = in_turn([board for board in going if board.is_online], rollout_id)
     ends = wave_ends(how.waves, len(there))
+    left = len(going) - max(wave_ends(how.waves, len(going)), default=0)
+    if left:  # those that are away are behind all others, and so behind the last wave
+        left, away = len(going) - max(ends, default=0), []
     counters = [board.desired.counter for board in chosen if board.desired is not None]
     counters += [desired.counter for desired in fleet.groups.values()]
     return Rollout(
@@ -165,7 +218,7 @@ def plan(fleet: Fleet, how: How, which: Which, wish: Wish) -> Rollout:
         boards=plan_boards(there, ends, wish.engine, rollout_id),
         away=away,
         skipped=skipped,
-        left=len(there) - (ends[-1] if ends else 0),
+        left=left,
     )
 
 
@@ -184,13 +237,15 @@ def _choose(fleet: Fleet, which: Which) -> list[Board]:
 
 def _why_not(board: Board, which: Which, wish: Wish) -> str | None:
     """Return why a board is not asked."""
-    if wish.engine not in board.reported:
-        return "never reported on this model; [update] may be off there"
-    if is_pinned_at(board, wish.engine) and board.device not in which.devices:
+    if not board.reported:
+        return "never reported on a model; [update] may be off there"
+    if not board.has_engine(wish.engine):
+        return f"has no model {wish.engine!r} in [models]"
+    if board.is_pinned(wish.engine) and board.device not in which.devices:
         return "is pinned; name it by --devices, or unpin it"
-    reported, model = board.reported[wish.engine], board.model(wish.engine)
-    wanted = f"{wish.name}@{wish.version}"
-    if wish.action == "run" and title(model) == wanted and reported.phase in ("idle", "committed"):
+    reported, model = board.reported.get(wish.engine), board.model(wish.engine)
+    is_settled = reported is None or reported.phase in ("idle", "committed")
+    if wish.action == "run" and is_settled and title(model) == f"{wish.name}@{wish.version}":
         return RUNS_IT
     return None
 
@@ -219,7 +274,9 @@ def _drive(rollout: Rollout, exchange: Exchange, fleet: Fleet, how: How, file: P
         print_json(rollout)
     else:
         print_outcome(rollout)
-    return EXIT_OK if rollout.state == "finished" else EXIT_FAILURE
+    # What boards may refuse of a rollout has a limit; of a rollback every one counts.
+    is_well = rollout.action == "run" or not any(order.result in BAD for order in rollout.boards)
+    return EXIT_OK if rollout.state == "finished" and is_well else EXIT_FAILURE
 
 
 def _show_plan(rollout: Rollout, fleet: Fleet, how: How) -> int:
@@ -230,15 +287,20 @@ def _show_plan(rollout: Rollout, fleet: Fleet, how: How) -> int:
     return EXIT_OK
 
 
-def _is_done(rollout: Rollout) -> bool:
-    """Return whether all boards run it already; then the group's order is all that is given."""
-    return bool(rollout.skipped) and not rollout.away and set(rollout.skipped.values()) == {RUNS_IT}
+def _is_order_enough(rollout: Rollout) -> bool:
+    """Return whether orders may be given though no board is there to try them.
+
+    A way back needs no trial, and what some board runs already has had it.
+    """
+    if rollout.action != "run":
+        return bool(rollout.away)
+    return RUNS_IT in rollout.skipped.values()
 
 
 def _nobody(rollout: Rollout, which: Which, prefix: str) -> str:
     reasons = [f"{device} {why}" for device, why in sorted(rollout.skipped.items())[:3]]
-    if rollout.away:
-        reasons.append(f"{len(rollout.away)} are offline")
+    if rollout.away or rollout.left:
+        reasons.append(f"{len(rollout.away) or rollout.left} are offline")
     if reasons:
         return f"no board to ask: {'; '.join(reasons)}"
     where = f" is in {', '.join(which.groups)}" if which.groups else ""
@@ -281,5 +343,8 @@ def _pin(board: Board, fleet: Fleet, wish: Wish, *, pinned: bool) -> Desired:
         )  # fmt: skip
     order = undo_of(board, wish.engine, order_id)
     if order is None:
-        raise UnavailableError(f"{board.device} did not say what it runs; name a model")
+        reported, model = board.reported.get(wish.engine), board.model(wish.engine)
+        is_trying = reported is not None and reported.source == "candidate"
+        does = f"is trying {title(model)}" if is_trying else "did not say what it runs"
+        raise UnavailableError(f"{board.device} {does}; name a model")
     return replace(order, deployment_id=order_id, counter=counter, pinned=pinned)

@@ -18,7 +18,14 @@ from msgspec.structs import replace
 from agent.contract.updates import Desired
 from agent.operator.boards import Board, Fleet, desired_topic, group_topic
 from agent.operator.exchange import QUIET_S, Exchange, Message
-from agent.operator.rollout import BoardOrder, Rollout, is_pinned_at, judge, reason_to_halt
+from agent.operator.rollout import (
+    BoardOrder,
+    Rollout,
+    judge,
+    overtake,
+    reason_to_halt,
+    way_back,
+)
 
 TICK_S: Final = 0.2
 SAVES_EVERY_S: Final = 1.0
@@ -136,7 +143,11 @@ class Drive:
         if order is None or rollout.state != "running":
             return
         was_failed = order.result == "failed"
-        if not judge(order, board.reported.get(rollout.engine), rollout.id, self._wall_clock()):
+        reported, newer = board.reported.get(rollout.engine), self._newer(order.device)
+        is_at_newer = newer and reported and reported.deployment_id == newer.deployment_id
+        if newer is not None and is_at_newer and order.result == "ordered":
+            overtake(order, newer)
+        elif not judge(order, reported, rollout.id, self._wall_clock()):
             return
         self._is_changed = True
         trouble = (order.phase, order.code)
@@ -167,6 +178,10 @@ class Drive:
         else:
             self._next_wave()
 
+    def _newer(self, device: str) -> Desired | None:
+        """Return the order of somebody else that came after ours, and stands."""
+        return self._fleet.newer_order(device, self._rollout.engine, self._rollout.counter)
+
     def _is_online(self, device: str) -> bool:
         board = self._fleet.boards.get(device)
         return board is not None and bool(board.is_online)
@@ -183,8 +198,13 @@ class Drive:
         self._allowance -= len(going)
         for order in going:
             order.result, order.ordered_at = "ordered", self._wall_clock()
+            newer = self._newer(order.device)
+            if newer is not None:
+                overtake(order, newer)
+                self._view.event(f"{order.device}: {order.code}  {order.message}")
+        self._rollout.listened_s = 0.0  # a wave's time begins with its last order
         self._write_down()
-        self._give(going)
+        self._give(order for order in going if order.result == "ordered")
 
     def _wait_for(self, pending: list[BoardOrder], passed: float) -> None:
         """Wait for boards that were asked, as long as a wave may take."""
@@ -227,8 +247,7 @@ class Drive:
     def _give(self, orders: Iterable[BoardOrder]) -> None:
         """Publish orders; a board that knows its order already takes no notice of it."""
         for order in orders:
-            is_pinned = order.undo is not None and order.undo.pinned
-            self._publish(order.device, replace(self._wanted(), pinned=is_pinned))
+            self._publish(order.device, replace(self._wanted(), pinned=order.pinned))
 
     def _wanted(self) -> Desired:
         rollout = self._rollout
@@ -241,20 +260,25 @@ class Drive:
             version=rollout.version,
         )
 
-    def _publish(self, device: str, desired: Desired) -> None:
-        topic = desired_topic(self._fleet.prefix, device)
-        self._exchange.publish(topic, msgspec.json.encode(desired))
+    def _publish(self, device: str, desired: Desired | None) -> None:
+        """Have an order, or none, retained for a board, unless somebody else's is newer."""
+        if self._newer(device) is None:
+            topic = desired_topic(self._fleet.prefix, device)
+            self._exchange.publish(topic, msgspec.json.encode(desired) if desired else b"")
 
     def _ask_the_rest(self) -> None:
         """Ask the boards that are away, and those that join the groups later."""
         rollout = self._rollout
         for device in rollout.away:
             board = self._fleet.boards.get(device)
-            is_pinned = board is not None and is_pinned_at(board, rollout.engine)
+            is_pinned = board is not None and board.is_pinned(rollout.engine)
             self._publish(device, replace(self._wanted(), pinned=is_pinned))
         if rollout.left:
             return
         for group in rollout.groups:
+            newest = self._fleet.groups.get(group)
+            if newest is not None and newest.counter > rollout.counter:
+                continue  # somebody else's
             # One step back is no order for a board that joins: it would leave what it came with.
             order = msgspec.json.encode(self._wanted()) if rollout.action == "run" else b""
             self._exchange.publish(group_topic(self._fleet.prefix, group), order)
@@ -265,10 +289,8 @@ class Drive:
         for order in self._rollout.boards:
             if order.result in ("planned", "done"):
                 continue
-            if order.undo is not None:
-                self._publish(order.device, replace(order.undo, counter=counter))
-            else:
-                self._exchange.publish(desired_topic(self._fleet.prefix, order.device), b"")
+            back = way_back(order, self._rollout)
+            self._publish(order.device, back and replace(back, counter=counter))
 
     def _write_down(self) -> None:
         rollout = self._rollout

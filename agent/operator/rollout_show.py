@@ -129,7 +129,8 @@ def print_plan(rollout: Rollout, kinds: dict[str, str]) -> None:
 def print_outcome(rollout: Rollout) -> None:
     """Print what came of it, board by board where it went wrong."""
     if not rollout.boards:
-        say(f"{rollout.title}: all {len(rollout.skipped)} boards run it already")
+        say(f"{rollout.title}: {_without_boards(rollout)}")
+        _print_skipped(rollout)
         return
     bad = [order for order in rollout.boards if order.result in BAD]
     if bad:
@@ -146,11 +147,7 @@ def print_outcome(rollout: Rollout) -> None:
                 for order in bad[:MOST_LISTED]
             ],
         )
-    skipped = {device: why for device, why in rollout.skipped.items() if why != RUNS_IT}
-    for device, why in sorted(skipped.items())[:MOST_LISTED]:
-        say(printable(f"not asked: {device}: {why}"))
-    if len(skipped) > MOST_LISTED:
-        say(f"not asked: {len(skipped) - MOST_LISTED} more")
+    _print_skipped(rollout)
     counts = rollout.counts()
     took = (rollout.ended_at or rollout.started_at) - rollout.started_at
     say(
@@ -165,3 +162,28 @@ def print_outcome(rollout: Rollout) -> None:
             say(f"back on all of them: edge-agent fleet rollback --rollout {rollout.id}")
     with contextlib.suppress(ValueError):
         sys.stderr.flush()
+
+
+def _without_boards(rollout: Rollout) -> str:
+    """Return what became of a rollout for which no board was there that had to be asked."""
+    parts = []
+    runs_it = list(rollout.skipped.values()).count(RUNS_IT)
+    if runs_it:
+        parts.append(f"{_boards(runs_it)} run{'s' * (runs_it == 1)} it already")
+    away = len(rollout.away)
+    if away:
+        be = "is" if away == 1 else "are"
+        parts.append(f"{_boards(away)} {be} offline, and asked on coming back")
+    return ", ".join(parts)
+
+
+def _boards(count: int) -> str:
+    return "1 board" if count == 1 else f"{count} boards"
+
+
+def _print_skipped(rollout: Rollout) -> None:
+    skipped = {device: why for device, why in rollout.skipped.items() if why != RUNS_IT}
+    for device, why in sorted(skipped.items())[:MOST_LISTED]:
+        say(printable(f"not asked: {device}: {why}"))
+    if len(skipped) > MOST_LISTED:
+        say(f"not asked: {len(skipped) - MOST_LISTED} more")

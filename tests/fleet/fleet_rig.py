@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import msgspec
 import paho.mqtt.publish
-from simulated import RuleBrain, SimulatedFleet
+import paho.mqtt.subscribe
+from simulated import RuleBrain, SimulatedFleet, by_version
 
 from agent.cli import main
 from agent.contract.updates import Desired
 
 PROJECT = __file__.rpartition("/tests/")[0]
 WITHIN_S = 30.0
+HELD = 1000.0  # seconds of a phase: nothing goes on until the test says so
 
 
 def eventually(claim, within_s=WITHIN_S):
@@ -27,6 +29,16 @@ def eventually(claim, within_s=WITHIN_S):
     while not claim():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.02)
+
+
+def bad_ones_last(version):
+    """Return a maker of brains: boards on which a version is bad take longer than all others."""
+    wanted = Desired(deployment_id="x", counter=1, name="door", version=version)
+
+    def make_brain(device):
+        return RuleBrain(device, phase_s=0.4 if by_version(device, wanted) else 0.02)
+
+    return make_brain
 
 
 class Said(NamedTuple):
@@ -39,14 +51,16 @@ class Said(NamedTuple):
 class Rig:
     """So many boards, served by a thread."""
 
-    def __init__(self, broker, folder, count, *, phase_s=0.02, config=None, **options):
+    def __init__(
+        self, broker, folder, count, *, phase_s=0.02, config=None, make_brain=None, **options
+    ):
         self.broker, self.folder, self.config = broker, folder, config
         self.state = folder / "rollouts"
         self._started = []
         self.fleet = SimulatedFleet(
             broker.port,
             count,
-            make_brain=lambda device: RuleBrain(device, phase_s=phase_s),
+            make_brain=make_brain or (lambda device: RuleBrain(device, phase_s=phase_s)),
             **{"telemetry_s": 0.5, **options},
         )
         ready = threading.Event()
@@ -98,6 +112,11 @@ class Rig:
     def rollout(self, model, *arguments, code=0):
         return self.as_json("rollout", model, *arguments, code=code)
 
+    def let_go(self):
+        """Have boards that were `HELD` go on."""
+        for board in self.fleet.boards:
+            self.fleet.ask("hurry", board.device)
+
     def versions(self):
         """Return how many boards run which version."""
         counts = {}
@@ -119,6 +138,21 @@ class Rig:
             hostname="127.0.0.1",
             port=self.broker.port,
         )
+
+    def retained(self, topic):
+        """Return what is retained on a topic; what comes behind it shows that there is none."""
+        where = {"hostname": "127.0.0.1", "port": self.broker.port}
+        paho.mqtt.publish.single("behind", b"1", retain=True, qos=1, **where)
+        found = []
+
+        def note(client, _, message):
+            if message.topic == "behind":
+                client.disconnect()
+            else:
+                found.append(json.loads(message.payload))
+
+        paho.mqtt.subscribe.callback(note, [topic, "behind"], **where)
+        return found[0] if found else None
 
     def rollout_file(self):
         (file,) = self.state.glob("*/rollout.json")

@@ -130,6 +130,12 @@ class RuleBrain:
             self._go_on(now)
         return self._due - now
 
+    def hurry(self) -> None:
+        """Wait no longer, now and from now on."""
+        self.phase_s = 0.02
+        if self._due != float("inf"):
+            self._due = 0.0
+
     def _step(self) -> float:
         return self.phase_s * self._chance.uniform(0.5, 1.5)
 
@@ -362,8 +368,8 @@ class SimulatedFleet:
         if at != float("inf"):
             heapq.heappush(self._due, (at, self._numbers[board.device], board))
 
-    def ask(self, what: Literal["go", "come"], device: str) -> None:
-        """Have a board vanish without a word, or come back; from any thread."""
+    def ask(self, what: Literal["go", "come", "hurry"], device: str) -> None:
+        """Have a board vanish without a word, come back, or (`RuleBrain`) end a long phase now."""
         self._wanted.append((what, self.boards[self._numbers[device]]))
 
     def brain(self, device: str) -> Brain:
@@ -436,6 +442,10 @@ class SimulatedFleet:
             if what == "come":
                 self._away.discard(board.device)
                 continue  # it connects by itself
+            if what == "hurry":
+                board.brain.hurry()
+                self.wake(board, time.monotonic())
+                continue
             self._away.add(board.device)
             sock = board.client.socket()
             self._drop(board)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from brokers import free_port, make_certificates, mosquitto
 from fleet_rig import PROJECT, Rig, eventually
+from reliability.proxy import Proxy, Toxic
 
 from agent.cli import main
 from agent.contract.updates import Desired
@@ -52,6 +53,18 @@ def test_without_waiting_it_answers_at_once(rig):
     rows = boards.as_json("list", "--wait", "0", state=False)
     assert time.monotonic() - began < 20
     assert [row["latency_p99_ms"] for row in rows] == [None] * 3
+
+
+def test_on_a_slow_line_no_board_is_missed(rig, broker, capsys):
+    """Pauses in what is retained are longer than those that mean that all of it has come."""
+    rig(6, telemetry_s=1000.0)
+    with Proxy(broker.port) as line:
+        line.set(Toxic("bandwidth", "down", 4_000))
+        where = ["--broker", f"mqtt://127.0.0.1:{line.port}"]
+        assert main(["fleet", "list", "--json", "--wait", "0", *where]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 6
+    assert all(row["online"] and row["reported"] and row["groups"] for row in rows)
 
 
 def test_a_fleet_of_nobody(broker, capsys):

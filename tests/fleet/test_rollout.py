@@ -7,30 +7,12 @@ import json
 import signal
 import time
 
-import paho.mqtt.publish
-import paho.mqtt.subscribe
 import pytest
-from fleet_rig import eventually
+from fleet_rig import HELD, bad_ones_last, eventually
 
 from agent.contract.updates import Desired
 
 KILLS = 2
-
-
-def retained(rig, topic):
-    """Return what is retained on a topic; what comes behind it shows that there is none."""
-    where = {"hostname": "127.0.0.1", "port": rig.broker.port}
-    paho.mqtt.publish.single("behind", b"1", retain=True, qos=1, **where)
-    found = []
-
-    def note(client, _, message):
-        if message.topic == "behind":
-            client.disconnect()
-        else:
-            found.append(json.loads(message.payload))
-
-    paho.mqtt.subscribe.callback(note, [topic, "behind"], **where)
-    return found[0] if found else None
 
 
 def test_a_good_model_reaches_every_board_wave_by_wave(rig):
@@ -45,7 +27,7 @@ def test_a_good_model_reaches_every_board_wave_by_wave(rig):
             one["ordered_at"] for one in later
         )
     # Who joins the group later gets it as well, and who has it takes no notice.
-    assert retained(boards, "edge/group/porches/model/desired")["version"] == "2.0"
+    assert boards.retained("edge/group/porches/model/desired")["version"] == "2.0"
     assert all(board.brain.taken_up == 1 for board in boards.fleet.boards)
     assert said["messages_sent"] == 21
 
@@ -63,13 +45,13 @@ def test_a_bad_model_ends_with_the_first_board(rig, version, code):
     said = json.loads(boards.rollout_file().read_text())
     canary = next(one["device"] for one in said["boards"] if one["result"] == "failed")
     # Its own order is taken back, so that a board with a new disk would not get it again.
-    assert retained(boards, f"edge/{canary}/model/desired")["version"] == "1.0.0"
-    assert retained(boards, "edge/group/porches/model/desired") is None
+    assert boards.retained(f"edge/{canary}/model/desired")["version"] == "1.0.0"
+    assert boards.retained("edge/group/porches/model/desired") is None
 
 
 def test_a_model_that_is_bad_on_some_boards_is_halted_at_the_limit(rig):
-    """30 % of the boards refuse it, and less than 10 % may."""
-    boards = rig(40)
+    """30 % of the boards refuse it, and less than 10 % may; they take longer than the others."""
+    boards = rig(40, make_brain=bad_ones_last("2.0-golden30"))
     limits = ("--halt-on", "10%", "--waves", "25%,100%", "--pace", "10")
     said = boards.rollout("door@2.0-golden30", "--all", *limits, code=1)
     assert said["state"] == "halted"
@@ -78,7 +60,7 @@ def test_a_model_that_is_bad_on_some_boards_is_halted_at_the_limit(rig):
     assert results.count("failed") / (len(results) - results.count("planned")) >= 0.1
     # Those that run it keep it, until they are told otherwise.
     kept = boards.versions().get("2.0-golden30", 0)
-    assert kept >= results.count("done")
+    assert kept >= results.count("done") > 0
     boards.as_json("rollback", "--rollout", said["id"])
     assert boards.versions() == {"1.0.0": 40}
 
@@ -107,7 +89,7 @@ def test_boards_that_say_nothing_count_as_bad(rig):
 
 
 def test_a_board_that_dies_with_the_model_counts_as_bad(rig):
-    boards = rig(5, phase_s=0.4)
+    boards = rig(5, phase_s=HELD)
     running = boards.start("rollout", "door@2.0", "--all", "--wait", "1.5", "--json")
     eventually(boards.asked)
     (canary,) = [board.device for board in boards.fleet.boards if board.brain.taken_up]
@@ -134,7 +116,7 @@ def test_boards_that_are_away_are_asked_last_and_not_waited_for(rig):
 
 def test_after_a_kill_it_goes_on_where_it_was(rig):
     boards = rig(16, phase_s=0.1)
-    running = boards.start("rollout", "door@2.0", "--all", "--waves", "50%,100%", "--pace", "4")
+    running = boards.start("rollout", "door@2.0", "--all", "--waves", "50%,100%", "--pace", "2")
     eventually(lambda: boards.asked() >= 4)
     running.send_signal(signal.SIGKILL)
     running.communicate(timeout=60)
@@ -180,12 +162,12 @@ def test_a_halt_that_was_cut_short_is_completed(rig):
     file.write_text(json.dumps(said | {"state": "halting"}))  # as if killed before it took back
     boards.as_json("rollout", "--resume", code=1)
     assert json.loads(file.read_text())["state"] == "halted"
-    assert retained(boards, f"edge/{canary}/model/desired")["version"] == "1.0.0"
+    assert boards.retained(f"edge/{canary}/model/desired")["version"] == "1.0.0"
     assert boards.asked() == 1
 
 
 def test_ctrl_c_says_how_to_go_on(rig):
-    boards = rig(10, phase_s=0.5)
+    boards = rig(10, phase_s=HELD)
     running = boards.start("rollout", "door@2.0", "--all")
     eventually(boards.asked)
     running.send_signal(signal.SIGINT)
@@ -199,9 +181,9 @@ def test_where_all_run_it_only_who_joins_later_is_asked(rig):
     boards.rollout("door@2.0", "--all")
     said = boards.rollout("door@2.0", "--groups", "porches")
     assert (said["state"], said["boards"], said["messages_sent"]) == ("finished", [], 1)
-    assert retained(boards, "edge/group/porches/model/desired")["version"] == "2.0"
+    assert boards.retained("edge/group/porches/model/desired")["version"] == "2.0"
     done = boards.fleet_command("rollout", "door@2.0", "--groups", "porches")
-    assert done.stderr == "door@2.0: all 3 boards run it already\n"
+    assert done.stderr == "door@2.0: 3 boards run it already\n"
     assert boards.versions() == {"2.0": 3}
 
 
@@ -225,7 +207,7 @@ def test_a_rollout_of_some_boards_goes_no_further(rig):
     said = boards.rollout("door@2.0", "--groups", "porches", "--waves", "3")
     assert (len(said["boards"]), said["left"]) == (3, 7)
     assert boards.versions() == {"2.0": 3, "1.0.0": 7}
-    assert retained(boards, "edge/group/porches/model/desired") is None
+    assert boards.retained("edge/group/porches/model/desired") is None
     again = boards.rollout("door@2.0", "--groups", "porches")
     assert sorted(again["skipped"].values()) == ["runs it already"] * 3
     assert boards.versions() == {"2.0": 10}
@@ -257,12 +239,12 @@ def test_rollback_takes_every_board_back_and_the_group_with_it(rig):
     said = boards.as_json("rollback", "--groups", "porches")
     assert said["state"] == "finished"
     assert boards.versions() == {"1.0.0": 10}
-    assert retained(boards, "edge/group/porches/model/desired") is None
+    assert boards.retained("edge/group/porches/model/desired") is None
 
 
 def test_a_second_operator_is_not_overruled(rig):
     """An order with a higher counter stands, and ours counts as gone wrong there."""
-    boards = rig(4, phase_s=0.2)
+    boards = rig(4, phase_s=HELD)
     running = boards.start("rollout", "door@2.0", "--devices", "board-000,board-001", "--waves",
                            "1,2", "--json")  # fmt: skip
     eventually(boards.asked)
@@ -271,6 +253,7 @@ def test_a_second_operator_is_not_overruled(rig):
     ]
     order = Desired(deployment_id="other", counter=2**50, name="door", version="9.0")
     boards.order(f"edge/{later}/model/desired", order)
+    boards.let_go()
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 1
     by_name = {one["device"]: one for one in json.loads(out)["boards"]}
@@ -288,7 +271,7 @@ def test_dry_runs_ask_nobody(rig):
     boards.fleet_command("pin", "board-000", "--dry-run", state=False)
     assert not boards.state.exists()
     assert boards.asked() == 0
-    assert retained(boards, "edge/board-000/model/desired") is None
+    assert boards.retained("edge/board-000/model/desired") is None
 
 
 @pytest.mark.parametrize(

@@ -78,3 +78,8 @@ class UpdaterBrain:
     def taken_up(self) -> int:
         """How many orders it took up; at least one is all that is known."""
         return int(self._world.updater.state.deployment is not None)
+
+    @property
+    def newest_committed(self) -> int:
+        """The highest release counter that has passed its probation here."""
+        return self._world.updater.state.release("door").release_counter

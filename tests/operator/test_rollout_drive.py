@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from test_rollout_rules import a_report, a_status
 
+from agent.contract.updates import Desired
 from agent.operator.boards import Fleet
 from agent.operator.exchange import Message
 from agent.operator.rollout import Rollout, plan_boards
@@ -65,16 +66,16 @@ def says(device, what):
 def drive():
     """Return how to drive a rollout to some boards, all in one wave."""
 
-    def run(exchange, *devices, wait_s=4.0):
+    def run(exchange, *devices, wait_s=4.0, groups=()):
         fleet = Fleet("edge")
         for device in devices:
             for what in (b"online", a_status(), a_report("idle", order=None)):
                 fleet.note(says(device, what))
         boards = plan_boards(list(fleet.boards.values()), [len(devices)], "", "r1")
         rollout = Rollout(
-            id="r1", counter=7, action="run", name="door", version="2", engine="", groups=[],
-            broker="b", prefix="edge", halt_on=1.0, wait_s=wait_s, started_at=0.0, boards=boards,
-            away=[], skipped={},
+            id="r1", counter=7, action="run", name="door", version="2", engine="",
+            groups=list(groups), broker="b", prefix="edge", halt_on=1.0, wait_s=wait_s,
+            started_at=0.0, boards=boards, away=[], skipped={},
         )  # fmt: skip
         view = View()
         Drive(
@@ -93,6 +94,29 @@ def test_a_board_that_says_nothing_is_silent_after_the_wait(drive):
     assert rollout.state == "halted"
     assert 4.0 <= exchange.now < 4.0 + 5 * TICK_S
     assert view.events == ["nothing final within 4 s: porch"]
+
+
+def test_a_board_that_comes_back_late_has_its_time(drive):
+    """It went away as the others were asked, and comes when one of them has run out of time."""
+    done = says("gate", a_report(order="r1"))
+    turns = [(TICK_S, [says("yard", b"offline")]), *[(TICK_S, [])] * 20, (TICK_S, [done])]
+    turns += [(TICK_S, [says("yard", b"online")]), *[(TICK_S, [])] * 5]
+    turns += [(TICK_S, [says("yard", a_report(order="r1"))])]
+    rollout, _ = drive(Exchange(iter(turns)), "porch", "gate", "yard")
+    results = {order.device: order.result for order in rollout.boards}
+    assert results == {"porch": "silent", "gate": "done", "yard": "done"}
+
+
+def test_a_group_that_was_asked_for_something_newer_is_left_alone(drive):
+    newer = Desired(deployment_id="other", counter=8, name="door", version="3")
+    group = Message("edge/group/porches/model/desired", msgspec.json.encode(newer), retained=True)
+    turns = iter([(TICK_S, []), (TICK_S, [group, says("porch", a_report(order="r1"))])])
+    exchange = Exchange(turns)
+    rollout, _ = drive(exchange, "porch", groups=["porches", "yards"])
+    assert rollout.state == "finished"
+    assert [topic for _, topic, _ in exchange.orders] == [
+        "edge/porch/model/desired", "edge/group/yards/model/desired",
+    ]  # fmt: skip
 
 
 def test_a_laptop_that_sleeps_does_not_count(drive):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.contract.payloads import Accelerator, Status
+from agent.config import MqttConfig
+from agent.contract.payloads import Accelerator, EngineStatus, ModelIdentity, Status
 from agent.contract.payloads import Board as BoardFacts
 from agent.contract.updates import Desired, Floors, IgnoredOrder, Reported
 from agent.operator.boards import Board, Fleet
@@ -20,7 +22,9 @@ from agent.operator.rollout import (
     plan_boards,
     reason_to_halt,
     undo_of,
+    way_back,
 )
+from agent.operator.rollout_commands import How, Which, Wish, plan
 from agent.operator.shares import parse_share, parse_waves, wave_ends
 from agent.operator.show import plain_table, printable
 
@@ -45,6 +49,10 @@ def a_status(kind="Pi", groups=("g",), **more):
         "engines": [], "cameras": [], "health": [], "clock_synced": True,
     }  # fmt: skip
     return Status(**(fields | more))
+
+
+def a_model(name="m", version="1"):
+    return ModelIdentity(name=name, version=version, sha256="0" * 64)
 
 
 def an_order(result="ordered", device="d"):
@@ -183,18 +191,90 @@ def test_a_limit_of_nothing_and_one_that_is_never_reached():
 def test_what_is_undone():
     board = Board("d")
     assert undo_of(board, "", "r1") is None
-    model = {"name": "m", "version": "1", "sha256": "0" * 64}
     board.reported[""] = a_report("committed", source="factory")
     assert undo_of(board, "", "r1").action == "factory"
-    import msgspec
-
-    from agent.contract.payloads import ModelIdentity
-
-    board.reported[""] = a_report(model=msgspec.convert(model, ModelIdentity))
+    board.reported[""] = a_report(model=a_model())
     board.desired = Desired(deployment_id="x", counter=9, name="m", version="1", pinned=True)
     undo = undo_of(board, "", "r1")
     assert (undo.name, undo.version, undo.pinned) == ("m", "1", True)
     assert undo.deployment_id == "r1-undo"
+
+
+def test_what_is_on_trial_is_not_undone_to():
+    """It may go back in a moment, and would be tried anew."""
+    board = Board("d", reported={"": a_report("probation", source="candidate", model=a_model())})
+    assert undo_of(board, "", "r1") is None
+
+
+@pytest.mark.parametrize(
+    ("result", "before", "action"),
+    [
+        ("ordered", "m@1", "rollback"),
+        ("silent", "unknown", "rollback"),
+        ("failed", "m@1", "run"),
+        # It ran it before this rollout; leaving it would take away what nobody asked to leave.
+        ("ordered", "m@2", "run"),
+    ],
+)
+def test_how_an_order_is_taken_back(result, before, action):
+    undo = Desired(deployment_id="r1-undo", counter=1, name="m", version="1", pinned=True)
+    order = BoardOrder(
+        device="d", wave=0, before=before, undo=undo, pinned=True, result=result, ordered_at=1.0
+    )
+    back = way_back(order, a_rollout([]))
+    assert (back.action, back.pinned) == (action, True)
+    assert back.version == ("2" if action == "rollback" else "1")
+
+
+def test_a_board_without_a_model_stays_pinned_when_it_is_given_one():
+    board = Board("d", reported={"": a_report("idle", None, source="none")})
+    board.desired = Desired(deployment_id="x", counter=9, name="m", version="1", pinned=True)
+    (planned,) = plan_boards([board], [1], "", "r1")
+    assert (planned.undo, planned.pinned) == (None, True)
+
+
+def test_whose_order_is_newer():
+    fleet = Fleet("edge")
+    own = {"deployment_id": "own", "counter": 5, "name": "m", "version": "1"}
+    group = {"deployment_id": "group", "counter": 6, "name": "m", "version": "1"}
+    for topic, what in (
+        ("d/status", a_status()),
+        ("d/model/desired", Desired(**own)),
+        ("group/g/model/desired", Desired(**group)),
+        ("group/not-its/model/desired", Desired(**group | {"counter": 9})),
+    ):
+        fleet.note(Message(f"edge/{topic}", msgspec.json.encode(what), True))
+    assert fleet.newer_order("d", "", 4).deployment_id == "group"
+    assert fleet.newer_order("d", "", 6) is None
+    assert fleet.newer_order("d", "other", 4) is None
+    assert fleet.newer_order("nobody", "", 4) is None
+    pinned = Desired(**own, pinned=True)
+    fleet.note(Message("edge/d/model/desired", msgspec.json.encode(pinned), True))
+    assert fleet.newer_order("d", "", 4).deployment_id == "own"
+
+
+def test_every_model_of_a_board_can_be_asked_for():
+    """A board tells of one model at a time: of the one that an order was for last."""
+    engines = [
+        EngineStatus(
+            name=name, cameras=[], model=a_model(name), task=None, head=None, run=None,
+            accelerator=Accelerator(wanted="auto", used="cpu", reason=None),
+        )
+        for name in ("door", "plate")
+    ]  # fmt: skip
+    fleet = Fleet("edge")
+    for tail, what in (
+        ("status", a_status(engines=engines)),
+        ("model/reported", a_report("committed", engine="plate")),
+    ):
+        fleet.note(Message(f"edge/d/{tail}", msgspec.json.encode(what), True))
+    fleet.note(Message("edge/d/availability", b"online", True))
+    how = How(mqtt=MqttConfig())
+    for engine, asked in (("door", ["d"]), ("plate", ["d"]), ("face", []), ("", [])):
+        wish = Wish(name="m", version="2", engine=engine)
+        planned = plan(fleet, how, Which(is_all=True), wish)
+        assert [order.device for order in planned.boards] == asked, engine
+        assert list(planned.skipped) == ([] if asked else ["d"])
 
 
 def test_boards_behind_the_last_wave_are_not_asked():
@@ -219,8 +299,6 @@ def test_whatever_boards_publish_is_noted_or_counted(topic, payload, retained):
 
 
 def test_no_board_writes_on_the_operators_terminal():
-    import msgspec
-
     fleet = Fleet("edge")
     evil = "\x1b[2J\x1b]0;owned\x07 [red]x[/red]\r\n"
     report = a_report("refused", code=evil, message=evil)
@@ -234,8 +312,6 @@ def test_no_board_writes_on_the_operators_terminal():
 
 def test_summaries_and_filters():
     fleet = Fleet("edge")
-    import msgspec
-
     for number, state in enumerate((b"online", b"online", b"offline")):
         fleet.note(Message(f"edge/d{number}/availability", state, True))
     fleet.note(
