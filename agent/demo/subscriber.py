@@ -85,6 +85,8 @@ class Subscriber:
     def __exit__(self, *exc: object) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        # Some of its sockets it closes as it goes, and it knows us as we know it.
+        del self._client
 
     def drain(self) -> Iterator[Received]:
         """Return what came since the last call.

@@ -118,6 +118,8 @@ class Exchange:
     def __exit__(self, *_: object) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        # Some of its sockets it closes as it goes, and it knows us as we know it.
+        del self._client
 
     @property
     def is_connected(self) -> bool:

@@ -57,6 +57,8 @@ MAX_ANSWER_BYTES = 1 << 20
 MOST_CHARACTERS = 1000
 # A killed process is gone in some 10 ms, unless a driver holds it.
 AT_ONCE_S = 0.05
+# Killed and not gone yet: seen off with the next one.
+_ending: list[subprocess.Popen[bytes]] = []
 
 NotComparable = Literal["accelerator"]
 
@@ -247,10 +249,13 @@ class Exam:
         self._close()
 
     def _kill(self) -> None:
+        _ending[:] = [process for process in _ending if process.poll() is None]
         if self.process.poll() is None:
             self.process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 self.process.wait(AT_ONCE_S)
+            except subprocess.TimeoutExpired:
+                _ending.append(self.process)
 
     def _close(self) -> None:
         self._answers.close()

@@ -107,7 +107,7 @@ def test_new_labels_are_said_together_and_are_known_to_the_next_run(memory, tmp_
     assert [name for name in run.broker.last if ".count.label" in name] == [
         f"camera.door.count.label{number}" for number in range(5)
     ]
-    assert memory.flush(10)
+    assert memory.flush(60)
     again = Run(AnnouncedMemory(tmp_path / ANNOUNCED_FILE))
     assert again.broker.last == run.broker.last
 
@@ -139,7 +139,7 @@ def test_another_prefix_is_used_and_both_births_are_heard(memory):
 
 def test_a_camera_that_is_gone_is_taken_back_once(memory, tmp_path):
     Run(memory, cameras=("door", "yard"))
-    memory.flush(10)
+    memory.flush(60)
     run = Run(AnnouncedMemory(tmp_path / ANNOUNCED_FILE), broker=Broker(connection=DOWN))
     assert run.broker.last["camera.yard.count"] == {"p": "sensor"}
     assert run.broker.last["camera.yard.occupancy"] == {"p": "binary_sensor"}
@@ -148,7 +148,7 @@ def test_a_camera_that_is_gone_is_taken_back_once(memory, tmp_path):
     run.check(EVERY_S)
     assert run.broker.last["camera.yard.count"] == {"p": "sensor"}
     # A run that ends before the broker was there has not said it.
-    run.memory.flush(10)
+    run.memory.flush(60)
     run = Run(AnnouncedMemory(tmp_path / ANNOUNCED_FILE))
     assert run.broker.last["camera.yard.count"] == {"p": "sensor"}
     run.check(1.0)
@@ -157,7 +157,7 @@ def test_a_camera_that_is_gone_is_taken_back_once(memory, tmp_path):
     run.check(2.0)
     assert "camera.yard.count" not in run.broker.last
     assert "camera.door.count" in run.broker.last
-    run.memory.flush(10)
+    run.memory.flush(60)
     run = Run(AnnouncedMemory(tmp_path / ANNOUNCED_FILE))
     assert not [name for name in run.broker.last if "yard" in name]
 
@@ -225,7 +225,7 @@ def test_a_disk_that_takes_nothing_makes_it_a_memory_of_one_run(tmp_path, caplog
     memory = AnnouncedMemory(tmp_path / "missing" / ANNOUNCED_FILE)
     for number in range(3):
         memory.keep(Announced(topic=f"{number}"))
-        assert memory.flush(10)
+        assert memory.flush(60)
     assert memory.stored.topic == "2"
     assert caplog.text.count("not kept") == 1
 
@@ -234,7 +234,7 @@ def test_what_has_not_changed_is_not_written(tmp_path):
     path = tmp_path / ANNOUNCED_FILE
     memory = AnnouncedMemory(path)
     Run(memory)
-    memory.flush(10)
+    memory.flush(60)
     written = path.stat().st_ino
     Run(AnnouncedMemory(path))
     assert path.stat().st_ino == written
@@ -246,7 +246,7 @@ def test_a_disk_that_hangs_holds_nobody_up(tmp_path, monkeypatch):
 
     def hang(path, content):
         if path.parent == tmp_path:  # the thread of a test before may still write
-            goes_on.wait(20)
+            goes_on.wait(60)
             written.append(content)
 
     monkeypatch.setattr(announced_module, "write_durably", hang)
@@ -255,7 +255,7 @@ def test_a_disk_that_hangs_holds_nobody_up(tmp_path, monkeypatch):
         memory.keep(Announced(topic=f"{number}"))
     assert not memory.flush(0.01)
     goes_on.set()
-    assert memory.flush(10)
+    assert memory.flush(60)
     assert len(written) <= 2
     assert msgspec.json.decode(written[-1], type=Announced).topic == "49"
 

@@ -25,7 +25,7 @@ def test_what_was_tuned_meanwhile_is_not_lost(tmp_path):
     memory = ChoiceMemory(path)
     add_choices(path, {THEIRS: choice(10.0)})
     memory.learn(Learned(key=OURS, choice=choice(20.0)))
-    assert memory.flush(10)
+    assert memory.flush(60)
     assert read_choices(path) == {OURS: choice(20.0), THEIRS: choice(10.0)}
     assert memory.choices == read_choices(path)  # for the next worker
 
@@ -37,7 +37,7 @@ def test_newer_choice_of_the_same_model_stands(tmp_path):
     tuned = choice(30.0, threads=4)
     add_choices(path, {THEIRS: tuned})
     memory.learn(Learned(key=OURS, choice=choice(20.0)))
-    assert memory.flush(10)
+    assert memory.flush(60)
     assert read_choices(path)[THEIRS] == memory.choices[THEIRS] == tuned
 
 
@@ -47,7 +47,7 @@ def test_memory_is_bounded_as_the_file_is(tmp_path, caplog):
         memory = ChoiceMemory(path)
         for at in range(MAX_CHOICES + 5):
             memory.learn(Learned(key=f"{at:064x}", choice=choice(float(at))))
-            assert memory.flush(10)
+            assert memory.flush(60)
         assert len(memory.choices) == len(memory.short) == MAX_CHOICES
         assert f"{4:064x}" not in memory.choices
         assert f"{MAX_CHOICES + 4:064x}" in memory.choices
@@ -59,7 +59,7 @@ def test_workers_are_told_the_choice_alone(tmp_path):
     memory = ChoiceMemory(tmp_path / "choices.json")
     learned = msgspec.structs.replace(choice(1.0), candidates=(tried,))
     memory.learn(Learned(key=OURS, choice=learned))
-    assert memory.flush(10)
+    assert memory.flush(60)
     assert memory.short == {OURS: choice(1.0)}
 
 
@@ -104,7 +104,7 @@ def test_a_disk_that_hangs_does_not_hold_up_whoever_learns(tmp_path, monkeypatch
     answers = threading.Event()
     slow = choice_memory.add_choices
     monkeypatch.setattr(
-        choice_memory, "add_choices", lambda *args: (answers.wait(10), slow(*args))[1]
+        choice_memory, "add_choices", lambda *args: (answers.wait(60), slow(*args))[1]
     )
     memory = ChoiceMemory(tmp_path / "choices.json")
     for at in range(3):
@@ -112,5 +112,5 @@ def test_a_disk_that_hangs_does_not_hold_up_whoever_learns(tmp_path, monkeypatch
     assert len(memory.short) == 3
     assert not memory.flush(0.01)
     answers.set()
-    assert memory.flush(10)
+    assert memory.flush(60)
     assert len(ChoiceMemory(tmp_path / "choices.json").short) == 3

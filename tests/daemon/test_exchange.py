@@ -436,7 +436,7 @@ def board(tmp_path):
     yield make
     for one in made:
         stop_all([one.supervisor], 0.5)
-        one.supervisor.see_off(5.0)
+        one.supervisor.see_off(60.0)
 
 
 @pytest.fixture
@@ -451,10 +451,11 @@ def folders(tmp_path):
 def test_a_model_that_hangs_live_is_told_and_the_next_worker_runs_what_it_is_given(
     board, folders, monkeypatch
 ):
-    monkeypatch.setattr(stage_limits, "STAGE_STUCK_S", 1.5)
     engine = board(folders["good"], folders["hangs"])
     engine.results(5)
-    assert isinstance(engine.swap(folders["hangs"]).reply, Succeeded)
+    with monkeypatch.context() as soon:  # and not for the worker after it
+        soon.setattr(stage_limits, "STAGE_STUCK_S", 3.0)
+        assert isinstance(engine.swap(folders["hangs"]).reply, Succeeded)
     engine.until(lambda: engine.faults)
     [fault] = engine.faults
     assert (fault.code, fault.is_native) == ("E_HANG", True)
@@ -508,7 +509,7 @@ def test_swapped_there_and_back_without_another_worker(board, folders):
     loaded = engine.swap(folders["good"])
     for step in (there, back, again, loaded):
         assert isinstance(step.reply, Succeeded), step
-        assert step.gap_ms < 1000.0
+        assert step.gap_ms < 5000.0
     assert back.load_ms == 0.0, "it was held"
     assert loaded.load_ms > 0.0
     assert engine.supervisor.worker_pid == pid

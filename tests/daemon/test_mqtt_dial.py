@@ -32,8 +32,8 @@ def test_a_wrong_password_names_the_keys(tmp_path, start_broker, make_link):
     eventually(is_up(link))
     url = f"mqtt://127.0.0.1:{broker.port}"
     with pytest.raises(BrokerError, match=r"mqtt\.username is empty"):
-        probe(MqttConfig(url=url), 5.0)
-    assert probe(MqttConfig(url=url, **settings), 5.0) == "5"
+        probe(MqttConfig(url=url), 30.0)
+    assert probe(MqttConfig(url=url, **settings), 30.0) == "5"
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +67,21 @@ def test_tls_with_the_right_authority_and_client_certificate(
         link.put(record(seq, size=40_000))
     eventually(lambda: watcher.seqs() == list(range(1, 101)))
     with pytest.raises(BrokerError, match="client certificate"):
-        probe(MqttConfig(url=tls_url(broker), ca_file=files["ca_file"]), 5.0)
+        probe(MqttConfig(url=tls_url(broker), ca_file=files["ca_file"]), 30.0)
 
 
 def test_tls_faults_each_have_their_own_sentence(tmp_path, start_broker, certificates):
     broker = start_broker(mosquitto(tmp_path, tls=certificates))
     ca = str(certificates.ca)
-    assert probe(MqttConfig(url=tls_url(broker), ca_file=ca), 5.0) == "5"
+    assert probe(MqttConfig(url=tls_url(broker), ca_file=ca), 30.0) == "5"
     with pytest.raises(BrokerError, match=r"authority that the system knows.*mqtt\.ca_file"):
-        probe(MqttConfig(url=tls_url(broker)), 5.0)
+        probe(MqttConfig(url=tls_url(broker)), 30.0)
     with pytest.raises(BrokerError, match="another host"):
-        probe(MqttConfig(url=tls_url(broker, "127.0.0.1"), ca_file=ca), 5.0)
+        probe(MqttConfig(url=tls_url(broker, "127.0.0.1"), ca_file=ca), 30.0)
     with pytest.raises(BrokerError, match=r"mqtts://"):
-        probe(MqttConfig(url=tls_url(broker).replace("mqtts", "mqtt")), 5.0)
+        probe(MqttConfig(url=tls_url(broker).replace("mqtts", "mqtt")), 30.0)
     with pytest.raises(BrokerError, match=r"mqtt\.ca_file.*not a PEM file"):
-        probe(MqttConfig(url=tls_url(broker), ca_file=str(certificates.server_key)), 5.0)
+        probe(MqttConfig(url=tls_url(broker), ca_file=str(certificates.server_key)), 30.0)
     with pytest.raises(BrokerError, match=r"mqtt\.key_file.*own key"):
         probe(
             MqttConfig(
@@ -153,14 +153,14 @@ def test_the_end_of_a_tls_connection_is_no_fault_of_its_handshake(
 
 def test_tls_towards_a_plain_port_says_so(broker):
     with pytest.raises(BrokerError, match=r"TLS"):
-        probe(MqttConfig(url=tls_url(broker)), 5.0)
+        probe(MqttConfig(url=tls_url(broker)), 30.0)
 
 
 def test_unreachable_brokers_each_have_their_own_sentence():
     with pytest.raises(BrokerError, match=r"cannot be resolved|not resolved within"):
-        probe(MqttConfig(url="mqtt://broker.invalid"), 5.0)
+        probe(MqttConfig(url="mqtt://broker.invalid"), 30.0)
     with pytest.raises(BrokerError, match="connection refused"):
-        probe(MqttConfig(url=f"mqtt://127.0.0.1:{free_port()}"), 5.0)
+        probe(MqttConfig(url=f"mqtt://127.0.0.1:{free_port()}"), 30.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"mqtt://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(BrokerError, match="is it an MQTT broker"):
@@ -208,7 +208,7 @@ def test_an_ipv6_address_is_dialled():
         pytest.skip("no IPv6 loopback address")
     with server:
         settings = MqttConfig(url=f"mqtt://[::1]:{server.getsockname()[1]}")
-        dial(parse_address(settings.url), settings, Patience(5.0)).close()
+        dial(parse_address(settings.url), settings, Patience(30.0)).close()
 
 
 @pytest.mark.parametrize("code", [*range(0x80, 0xA3)])

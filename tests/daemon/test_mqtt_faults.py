@@ -12,7 +12,7 @@ import time
 
 import pytest
 from scripted_broker import ACK, Answer, Connack, publish, suback
-from watching import STREAM, Watcher, eventually, record
+from watching import STREAM, WITHIN_S, Watcher, eventually, record
 
 from agent.daemon.mqtt import MqttLink, Timing
 from agent.daemon.mqtt import delivery as mqtt_delivery
@@ -232,7 +232,7 @@ def test_a_thread_that_is_killed_from_outside_is_started_anew(scripted, make_lin
     assert (link.outbox.published, link.outbox.dropped) == (199, 0)
     assert numbers(broker, STREAM) == set(range(1, 200))
     assert sum("mqtt thread ends" in entry.message for entry in caplog.records) == rebuilt
-    assert link.stop(3.0)
+    assert link.stop(WITHIN_S)
 
 
 def test_a_thread_that_cannot_be_started_is_started_later(scripted, make_link, monkeypatch):
@@ -259,13 +259,13 @@ def test_a_thread_that_is_dead_when_it_is_time_to_stop_still_delivers(
     raised = inject(monkeypatch, Delivery, "pump", SystemExit, {1, 2})
     link = make_link(broker.port)
     eventually(lambda: raised)
-    link._thread.join(10)
+    link._thread.join(WITHIN_S)
     link.put(record(1))
     assert link.ensure_running()
     eventually(lambda: len(raised) == 2)
-    link._thread.join(10)
+    link._thread.join(WITHIN_S)
     assert not link._thread.is_alive()
-    assert link.stop(5.0)
+    assert link.stop(WITHIN_S)
     assert broker.payloads(AVAILABILITY)[-1] == b"offline"
 
 

@@ -51,7 +51,7 @@ class Impostor:
             except OSError:  # all is over
                 return
             self.dialled += 1
-            plain.settimeout(5.0)
+            plain.settimeout(30.0)
             with (
                 contextlib.suppress(OSError),
                 plain,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scripted_broker import ACK, Connack
 from test_mqtt_delivery import Bench
 from valve import Valve
-from watching import LIVELY, STREAM, eventually, record
+from watching import LIVELY, STREAM, WITHIN_S, eventually, record
 
 import agent
 from agent.daemon.mqtt import MqttLink, Timing
@@ -73,8 +73,8 @@ def test_a_broker_that_never_acknowledges_is_left(scripted, make_link, qos):
     eventually(is_up(link))
     eventually(lambda: broker.payloads(AVAILABILITY))
     broker.holds.set()
-    eventually(lambda: link.connection.reason)
-    assert "acknowledged nothing for 1.33 s" in link.connection.reason
+    reason = eventually(lambda: link.connection.reason)
+    assert "acknowledged nothing for 1.33 s" in reason
     broker.holds.clear()
     eventually(is_up(link))
     link.put(record(1))
@@ -84,8 +84,9 @@ def test_a_broker_that_never_acknowledges_is_left(scripted, make_link, qos):
 def test_heartbeats_are_sent_only_while_nothing_else_is_acknowledged(scripted, make_link):
     broker = scripted()
     link = make_link(broker.port, timing=LIVELY)
-    eventually(lambda: len(broker.payloads(AVAILABILITY)) == 3)  # online, and two heartbeats
+    eventually(lambda: len(broker.payloads(AVAILABILITY)) >= 3)  # online, and two heartbeats
     assert len(broker.connects) == 3 - 1  # asked for MQTT 5, connected, and still is
+    said = len(broker.payloads(AVAILABILITY))
     until = time.monotonic() + 1.5 * LIVELY.keep_alive_s
     seq, longest_s, before = 0, 0.0, time.monotonic()
     while time.monotonic() < until:
@@ -94,7 +95,7 @@ def test_heartbeats_are_sent_only_while_nothing_else_is_acknowledged(scripted, m
         time.sleep(0.05)
         before, longest_s = time.monotonic(), max(longest_s, time.monotonic() - before)
     if longest_s < LIVELY.keep_alive_s / 4:  # else this machine has kept us from it
-        assert len(broker.payloads(AVAILABILITY)) <= 4
+        assert len(broker.payloads(AVAILABILITY)) <= said + 1
     assert {one.retain for one in broker.published if one.topic == AVAILABILITY} == {True}
 
 
@@ -129,9 +130,9 @@ def test_a_connection_through_which_nothing_passes_is_noticed(broker, make_link,
         eventually(lambda: watcher.seqs() == [1])
         valve.freeze()
         began = time.monotonic()
-        eventually(lambda: not link.connection.connected)
+        reason = eventually(lambda: link.connection.reason)
         print(f"noticed after {time.monotonic() - began:.2f} s, qos={qos}")
-        assert "acknowledged nothing" in link.connection.reason
+        assert "acknowledged nothing" in reason
         link.put(record(2))
         valve.thaw()
         # Twice where the acknowledgement was behind the valve.
@@ -150,7 +151,7 @@ def test_stop_comes_in_time_where_nothing_passes(broker, make_link, watch):
         valve.freeze()
         link.put(record(2))
         assert not link.stop(0.5)
-        assert not link._thread.is_alive()
+        eventually(lambda: not link._thread.is_alive())  # the rest is scheduling
     finally:
         valve.stop()
     eventually(lambda: watcher.payloads(AVAILABILITY)[-1] == b"offline")
@@ -201,7 +202,7 @@ def test_the_thread_ticks_in_every_state(scripted, make_link, monkeypatch):
     for _ in range(2):
         ticks()  # serving
     broker.stop()
-    assert resting.wait(15)
+    assert resting.wait(WITHIN_S)
     for _ in range(2):
         ticks()  # resting
     mute = scripted(Connack(raw=b""))

@@ -296,8 +296,8 @@ def test_kill_9_loses_at_most_the_last_second(tmp_path):
         until = time.monotonic() + 1.2 + rng.random()
         while time.monotonic() < until:
             lines.append(child.stdout.readline())
-        child.kill()
         killed_at = time.monotonic()
+        child.kill()
         lines += child.stdout.read().splitlines()
         child.wait()
         child.stdout.close()

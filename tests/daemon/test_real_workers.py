@@ -29,7 +29,7 @@ from agent.daemon.workers.worker_run import spawn_worker
 from agent.link import Start, open_link
 from agent.vision.worker import OOM_SCORE_ADJ
 
-WITHIN_S = 30.0
+WITHIN_S = 120.0
 WORKER = """
 import socket, sys, time
 import msgspec
@@ -88,6 +88,7 @@ class Kept:
     def stop(self):
         self.supervisor.ask_to_stop()
         stop_all([self.supervisor], 0.2)
+        self.supervisor.see_off(WITHIN_S)  # a worker that is dropped unseen is another test's fault
 
 
 @pytest.fixture
@@ -104,10 +105,12 @@ def keep():
 
 
 def test_a_stopped_worker_is_replaced(keep, monkeypatch):
-    monkeypatch.setattr(module, "SILENT_S", 1.0)
     kept = keep()
     kept.until(lambda: kept.heard.beats)
     os.kill(kept.pids[0], signal.SIGSTOP)
+    with monkeypatch.context() as soon:  # and not for the worker after it, which has to start
+        soon.setattr(module, "SILENT_S", 1.0)
+        kept.until(lambda: kept.heard.downs)
     kept.until(lambda: len(kept.heard.readies) == 2)
     [(code, reason)] = kept.heard.downs
     assert (code, "was silent" in reason) == ("worker", True)
@@ -119,11 +122,11 @@ def test_a_leaking_worker_is_replaced_and_the_next_one_too(keep, monkeypatch):
     monkeypatch.setattr(memory_limit, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(memory_limit, "WARM_AFTER_S", 0.1)
     kept = keep(4, memory=WorkerMemory(Budget(150 * MIB, 300 * MIB)))
-    kept.until(lambda: len(kept.heard.downs) == 2)
+    kept.until(lambda: len(kept.heard.downs) >= 2)
     for code, reason in kept.heard.downs:
         assert code == "worker"
         assert "MiB of 150 MiB allowed; replaced" in reason
-    kept.until(lambda: len(kept.heard.readies) == 3)
+    kept.until(lambda: len(kept.heard.readies) >= 3)
 
 
 def test_the_kernel_takes_a_real_worker_before_the_control_process():

@@ -32,6 +32,8 @@ from agent.link import (
     send,
 )
 
+ENDS_WITHIN_S = 60.0
+
 READY = Ready(
     model=ModelIdentity(name="m", version=None, sha256="0" * 64),
     task="detection",
@@ -112,7 +114,7 @@ class Unkillable(subprocess.Popen):
     def let_go(self):
         self.is_held = False
         super().kill()
-        super().wait(10)
+        super().wait(ENDS_WITHIN_S)
 
 
 class Rig:
@@ -178,7 +180,7 @@ class Rig:
         waited = 0.0
         count = len(self.starts)
         for process in self.processes:
-            process.wait(10)  # what was killed takes its own time, not the rig's
+            process.wait(ENDS_WITHIN_S)  # what was killed takes its own time, not the rig's
         while len(self.starts) == count:
             due = self.supervisor.check()
             if len(self.starts) == count:
@@ -315,7 +317,7 @@ def test_silence_is_a_hang(rig):
     rig.now += 0.2
     rig.supervisor.check()
     assert "was silent" in rig.heard.downs[0][1]
-    assert rig.processes[-1].wait(10) == -signal.SIGKILL
+    assert rig.processes[-1].wait(ENDS_WITHIN_S) == -signal.SIGKILL
 
 
 def test_a_slow_start_is_given_time_but_not_for_ever(rig):
@@ -345,7 +347,7 @@ def test_a_stage_that_stops_ticking(rig, stage, age_s, is_stuck):
     assert bool(rig.heard.downs) == is_stuck
     if is_stuck:
         assert stage in rig.heard.downs[0][1]
-        assert rig.processes[-1].wait(10) == -signal.SIGKILL
+        assert rig.processes[-1].wait(ENDS_WITHIN_S) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("stage", "is_avoided"), [("inference", True), ("capture.a", False)])
@@ -415,7 +417,7 @@ def test_stop_takes_the_last_results(rig):
     rig.theirs.shutdown(1)  # its last word is said
     rig.supervisor.stop(within_s=1.0)
     assert [r.seq for r in rig.heard.results] == [1]
-    assert rig.processes[-1].wait(10) == -signal.SIGKILL
+    assert rig.processes[-1].wait(ENDS_WITHIN_S) == -signal.SIGKILL
 
 
 def on_delegate(rig):
@@ -468,7 +470,7 @@ def test_a_worker_that_does_not_end_as_asked_is_killed(rig):
     rig.now += module.REPLACE_WITHIN_S + 0.1
     rig.say(beat())
     rig.supervisor.check()
-    assert rig.processes[0].wait(10) == -signal.SIGKILL
+    assert rig.processes[0].wait(ENDS_WITHIN_S) == -signal.SIGKILL
     assert (rig.heard.replaced, rig.heard.downs) == (1, [])
 
 
@@ -700,7 +702,7 @@ def test_a_worker_that_leaks_is_replaced_and_says_how_much_it_had():
         rig.say(beat())
         rig.supervisor.check()
     assert rig.heard.downs == [("worker", "worker used 230 MiB of 200 MiB allowed; replaced")]
-    rig.processes[0].wait(10)
+    rig.processes[0].wait(ENDS_WITHIN_S)
     rig.theirs.close()
 
 
@@ -728,7 +730,7 @@ def test_back_off_goes_on_where_the_last_daemon_stopped(tmp_path):
     assert last.next_worker() == 0.0
     for rig in (before, after, last):
         rig.supervisor.stop(0.0)
-        rig.processes[-1].wait(10)
+        rig.processes[-1].wait(ENDS_WITHIN_S)
         rig.theirs.close()
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -13,12 +14,13 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from agent.daemon.mqtt import Timing
 from agent.daemon.outbox import GapNote, Record
 
-WITHIN_S = 15.0
+T = TypeVar("T")
+WITHIN_S = 60.0
 STREAM = "camera/door/detections"
 # A loopback's patience, so that no test waits out a real network's.
 FAST = Timing(
     connect_timeout_s=3.0, retry_first_s=0.05, retry_max_s=0.2, stable_after_s=5.0,
-    answer_within_s=3.0,
+    answer_within_s=10.0,
 )  # fmt: skip
 # The same, and quick to notice: the shares of a keep-alive are those of the defaults.
 LIVELY = Timing(
@@ -27,12 +29,13 @@ LIVELY = Timing(
 )  # fmt: skip
 
 
-def eventually(claim: Callable[[], object], within_s: float = WITHIN_S) -> None:
-    """Wait until a claim holds."""
+def eventually(claim: Callable[[], T], within_s: float = WITHIN_S) -> T:
+    """Wait until a claim holds; return what it returned then, which may not last."""
     deadline = time.monotonic() + within_s
-    while not claim():
+    while not (said := claim()):
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.005)
+    return said
 
 
 def record(seq: int, *, size: int = 20, stream: str = STREAM) -> Record:
@@ -77,6 +80,7 @@ class Watcher:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+        self.client._reset_sockets()  # paho would, whenever it is collected
 
     def read_to_the_end(self) -> None:
         """Wait until the broker's end was noticed, so that all it had sent is heard; close.

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import brokers
 import pytest
 from brokers import MOSQUITTO, RunningBroker, mosquitto
 from harness import Agent, Subscriber
@@ -49,10 +50,7 @@ def run_agent(tmp_path: Path) -> Iterator[Callable[[str], Agent]]:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    return brokers.free_port()
 
 
 @pytest.fixture

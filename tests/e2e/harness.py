@@ -27,6 +27,8 @@ from agent.choices import CHOICES_FILE
 PROJECT = Path(__file__).resolve().parent.parent.parent
 CLIP = PROJECT / "agent" / "demo" / "clip.mp4"
 DEVICE = "board-1"
+# Waits end as soon as what they wait for has come; a machine that others share may take its time.
+WITHIN_S = 120.0
 STATES = Path(tempfile.mkdtemp(prefix="edge-agent-states-"))
 atexit.register(shutil.rmtree, STATES, ignore_errors=True)
 
@@ -72,7 +74,7 @@ class Subscriber:
         session.SessionExpiryInterval = 3600
         self._client.connect("127.0.0.1", port, clean_start=False, properties=session)
         self._client.loop_start()
-        assert self._subscribed.wait(10)
+        assert self._subscribed.wait(WITHIN_S)
 
     def _keep(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
         with self._changed:
@@ -91,7 +93,7 @@ class Subscriber:
         found = next((m for m in newest_first if m.topic.endswith(ending) and m.payload), None)
         return found.json if found else None
 
-    def wait(self, until: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    def wait(self, until: Callable[[], Any], timeout_s: float = WITHIN_S) -> Any:
         """Wait until a message makes `until` true; return what it returned."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -101,16 +103,17 @@ class Subscriber:
                 self._changed.wait(left)
         return value
 
-    def wait_results(self, count: int, timeout_s: float = 30.0) -> list[dict[str, Any]]:
+    def wait_results(self, count: int, timeout_s: float = WITHIN_S) -> list[dict[str, Any]]:
         """Wait until that many results have come."""
         self.wait(lambda: len(self.results()) >= count, timeout_s)
         return self.results()
 
     def close(self) -> None:
-        """Disconnect; paho closes its socket only if its loop may run until that is done."""
+        """Disconnect; paho says goodbye only if its loop may run until that is done."""
         if self._client.disconnect() == mqtt.MQTT_ERR_SUCCESS:
             self._disconnected.wait(2)
         self._client.loop_stop()
+        self._client._reset_sockets()  # paho would, whenever it is collected
 
 
 class Agent:
@@ -134,7 +137,7 @@ class Agent:
 
     def worker(self, pid: int | None = None) -> psutil.Process:
         """The vision worker of this moment; with `pid`, that one of several."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + WITHIN_S
         while time.monotonic() < deadline:
             for child in psutil.Process(self.process.pid).children():
                 is_worker = "agent.vision.worker" in " ".join(child.cmdline())
@@ -148,7 +151,7 @@ class Agent:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(15)
+            return self.process.wait(WITHIN_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

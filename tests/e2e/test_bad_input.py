@@ -6,7 +6,7 @@ import time
 
 import pytest
 from brokers import amqtt, mosquitto
-from harness import DEVICE, PROJECT, Agent, Subscriber, config_text
+from harness import DEVICE, PROJECT, WITHIN_S, Agent, Subscriber, config_text
 
 MODEL = PROJECT / "models" / "default" / "model.tflite"
 
@@ -58,8 +58,7 @@ def test_bad_model_is_said_and_a_good_one_in_its_place_runs(
 def test_bad_camera_is_said(broker, subscriber, run_agent, source, sentence):
     agent = run_agent(config_text(broker.port, source=source))
     status = subscriber.wait(
-        lambda: (s := subscriber.last("camera/door/status")) and s["state"] == "offline" and s,
-        timeout_s=20,
+        lambda: (s := subscriber.last("camera/door/status")) and s["state"] == "offline" and s
     )
     assert sentence in status["reason"]
     subscriber.wait(lambda: health(subscriber, "camera.door"))
@@ -88,7 +87,7 @@ def test_wrong_password_is_said_and_nothing_gives_it_away(tmp_path, run_agent):
 
 
 def deadline_log(agent: Agent, word: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WITHIN_S
     while word not in agent.log:
         assert time.monotonic() < deadline, agent.log
         time.sleep(0.05)
@@ -112,7 +111,7 @@ def test_bad_configuration_lists_everything_and_exits_78(tmp_path):
         [sys.executable, "-m", "agent", "run", "--config", str(path)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=WITHIN_S,
         cwd=PROJECT,
     )
     assert done.returncode == 78

@@ -27,7 +27,7 @@ def frames_of(path):
 def test_every_frame_gives_one_result(broker, subscriber, run_agent):
     run_agent(config_text(broker.port))
     count = frames_of(CLIP)
-    results = subscriber.wait_results(count, timeout_s=90)
+    results = subscriber.wait_results(count)
     ended = subscriber.wait(
         lambda: (
             (status := subscriber.last("camera/door/status"))
@@ -88,7 +88,13 @@ def test_all_payloads_are_valid_by_the_printed_schemas(broker, subscriber, run_a
 def test_retained_state_waits_for_late_subscribers(broker, subscriber, run_agent):
     run_agent(config_text(broker.port, camera="loop = true"))
     subscriber.wait_results(1)
-    subscriber.wait(lambda: (s := subscriber.last(f"{DEVICE}/status")) and s["model"])
+    subscriber.wait(
+        lambda: (s := subscriber.last(f"{DEVICE}/status")) and s["model"] and not s["health"]
+    )
+    subscriber.wait(lambda: (s := subscriber.last("camera/door/status")) and s["state"] == "online")
+    # What comes only after the late one is there is not marked as retained.
+    for ending in ("camera/door/counts", "model/reported"):
+        subscriber.wait(lambda ending=ending: subscriber.last(ending))
     late = Subscriber(broker.port)
     try:
         late.wait(lambda: len([m for m in late.messages if m.retained]) >= 5)
@@ -126,16 +132,15 @@ def test_last_will_speaks_when_the_daemon_cannot(broker, subscriber, run_agent):
     subscriber.wait_results(5)
     worker = agent.worker()
     agent.process.send_signal(signal.SIGKILL)
-    subscriber.wait(lambda: subscriber.messages[-1].payload == b"offline", timeout_s=5)
-    worker.wait(timeout=5)  # it does not outlive its parent
+    subscriber.wait(lambda: subscriber.messages[-1].payload == b"offline")
+    worker.wait(timeout=30)  # it does not outlive its parent
 
 
 def test_only_changes_are_published_where_that_is_wanted(broker, subscriber, run_agent):
     run_agent(config_text(broker.port, camera='publish = "changes"'))
     count = frames_of(CLIP)
     subscriber.wait(
-        lambda: (t := subscriber.last("/telemetry")) and t["cameras"]["door"]["processed"] == count,
-        timeout_s=90,
+        lambda: (t := subscriber.last("/telemetry")) and t["cameras"]["door"]["processed"] == count
     )
     results = subscriber.results()
     assert [r["seq"] for r in results] == list(range(1, len(results) + 1))
@@ -146,9 +151,9 @@ def test_only_changes_are_published_where_that_is_wanted(broker, subscriber, run
 
 def test_real_time_clip_keeps_its_rate(broker, subscriber, run_agent):
     run_agent(config_text(broker.port, camera="loop = true\nrealtime = true\nfps = 10"))
-    results = subscriber.wait_results(21)
-    span = results[20]["captured_at"] - results[0]["captured_at"]
-    frames = results[20]["frame_id"] - results[0]["frame_id"]
+    results = subscriber.wait_results(51)
+    span = results[50]["captured_at"] - results[0]["captured_at"]
+    frames = results[50]["frame_id"] - results[0]["frame_id"]
     assert frames / span == pytest.approx(10, rel=0.15)
     for before, after in pairwise(results):
         assert after["frame_id"] - before["frame_id"] == after["dropped"] + 1

@@ -44,14 +44,20 @@ def test_each_model_has_a_worker_and_dies_alone(broker, subscriber, run_agent, t
         ("", ["door"]),
         ("other", ["yard"]),
     ]
-    telemetry = subscriber.wait(lambda: subscriber.last("/telemetry"))
+    telemetry = subscriber.wait(
+        lambda: (
+            (t := subscriber.last("/telemetry"))
+            and len(t["processes"]) >= 3  # it may be of before the second worker's start
+            and t
+        )
+    )
     pids = {name: one["pid"] for name, one in telemetry["processes"].items()}
     assert set(pids) == {"control", "worker", "worker.other"}
     assert len(set(pids.values())) == 3
     agent.worker(pids["worker.other"]).send_signal(signal.SIGSTOP)
     since = time.time()
     subscriber.wait(lambda: len(by_camera(subscriber, since + 1).get("door", ())) > 20)
-    subscriber.wait(lambda: by_camera(subscriber, since + 4).get("yard"), timeout_s=30)
+    subscriber.wait(lambda: by_camera(subscriber, since + 4).get("yard"))
     subscriber.wait(lambda: not subscriber.last("board-1/status")["health"])
     door = [result["seq"] for result in by_camera(subscriber)["door"]]
     assert door == list(range(1, len(door) + 1))
@@ -70,8 +76,12 @@ def test_a_model_that_cannot_be_loaded_stops_its_own_cameras_only(
     subscriber.wait_results(20)
     assert set(by_camera(subscriber)) == {"door"}
     status = subscriber.wait(
-        lambda: (s := subscriber.last("board-1/status")) and s["health"] and s["model"] and s
+        lambda: (
+            (s := subscriber.last("board-1/status"))
+            and [one["code"] for one in s["health"]] == ["model.other"]
+            and s["model"]
+            and s
+        )
     )
     (problem,) = status["health"]
-    assert problem["code"] == "model.other"
     assert "broken.tflite: is truncated or damaged" in problem["message"]

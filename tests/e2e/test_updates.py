@@ -13,7 +13,7 @@ import numpy as np
 import paho.mqtt.publish
 import pytest
 from bad_models import made_at, made_classifier, pictures
-from harness import DEVICE, PROJECT
+from harness import DEVICE, PROJECT, WITHIN_S
 from hostile_files import made_endless, made_giant, made_nan
 from made_repository import Site
 from update_rig import SURE_OF, UpdatedBoard
@@ -40,7 +40,7 @@ def board(tmp_path, broker, subscriber, run_agent, monkeypatch):
 
     def start(source, **options):
         made.agent = run_agent(made.config(source, **options))
-        made.serves("factory", 90)
+        made.serves("factory")
         return made
 
     yield start
@@ -60,21 +60,22 @@ PROMISED = {
     "class_ids_0": np.array([3]),
     "scores_0": np.array([0.78], np.float32),
 }
-# Bad, and signed by the right people. Seconds: from the order to its end, on a busy machine.
+# Bad, and signed by the right people.
 BAD = {
-    "crashes at load": (made_endless(is_nested=True), {}, "E_CRASH", 60),
-    "hangs": (made_endless(), {}, "E_HANG", 300),
-    "takes all memory": (made_giant(), {}, "E_MEMORY", 60),
-    "NaN": (made_nan(), {}, "E_NAN", 60),
-    "too slow": (made_classifier(5), {"budget": TINY}, "E_BUDGET", 90),
-    "too large": (made_classifier(5), {"budget": SMALL}, "E_BUDGET", 90),
-    "other answers": (made_classifier(4), {"golden": PROMISED}, "E_GOLDEN", 60),
-    "fails on a frame": (made_at(128, "fail"), {}, "E_CRASH", 60),
+    "crashes at load": (made_endless(is_nested=True), {}, "E_CRASH"),
+    "hangs": (made_endless(), {}, "E_HANG"),
+    "takes all memory": (made_giant(), {}, "E_MEMORY"),
+    "NaN": (made_nan(), {}, "E_NAN"),
+    "too slow": (made_classifier(5), {"budget": TINY}, "E_BUDGET"),
+    "too large": (made_classifier(5), {"budget": SMALL}, "E_BUDGET"),
+    "other answers": (made_classifier(4), {"golden": PROMISED}, "E_GOLDEN"),
+    "fails on a frame": (made_at(128, "fail"), {}, "E_CRASH"),
 }
 
 
 def test_a_board_through_good_and_bad_models(board, dull, subscriber, run_agent):
     running = board(dull)
+    worker = running.agent.worker().pid
     good = running.publish(made_classifier(SURE_OF["good"]), budget=ANY_TIME)
     done = running.end_of(running.order(good))
     assert (done["phase"], done["code"]) == ("committed", None), done
@@ -84,19 +85,19 @@ def test_a_board_through_good_and_bad_models(board, dull, subscriber, run_agent)
     assert {"selftest", "shadow", "probation", "committed"} <= set(phases)
     running.serves("good")
     gap_ms = swapped_within_ms(subscriber.results())
-    assert gap_ms < 2000, "a new worker would have taken longer"
+    assert running.agent.worker().pid == worker, "swapped in the worker that served"
+    assert gap_ms < 10_000  # on a machine that others keep busy
 
-    worker = running.agent.worker().pid
     took = {"gap_ms": gap_ms}
-    for what, (data, more, code, within_s) in BAD.items():
+    for what, (data, more, code) in BAD.items():
         bad = running.publish(data, name="bad", **more)
         began = time.monotonic()
-        done = running.end_of(running.order(bad), within_s)
+        done = running.end_of(running.order(bad))
         took[what] = time.monotonic() - began
         assert (done["phase"], done["code"]) == ("refused", code), (what, done)
         assert done["message"], what
         assert (done["model"]["name"], done["source"]) == ("good", "active"), what
-        running.serves("good", 10)
+        running.serves("good")
     print({what: round(figure, 1) for what, figure in took.items()})
     assert running.agent.worker().pid == worker, "the worker has served all the time"
     assert {one["model"]["name"] for one in subscriber.results()} == {"factory", "good"}
@@ -117,14 +118,18 @@ def test_a_board_through_good_and_bad_models(board, dull, subscriber, run_agent)
         path.write_bytes(content)
     running.agent = run_agent(running.config(dull))
     running.serves("factory")
-    health = subscriber.last("/status")["health"]
-    said = [one["message"] for one in health if one["code"] == "model_store"]
-    assert len(said) == 1, health
+
+    def said_of_the_store():
+        health = subscriber.last(f"{DEVICE}/status")["health"]
+        return [one["message"] for one in health if one["code"] == "model_store"]
+
+    said = subscriber.wait(said_of_the_store)
+    assert len(said) == 1, said
     assert f"active {good}: " in said[0]
     assert "model.tflite" in said[0]
     assert running.end_of(running.order(good))["phase"] == "committed"
     running.serves("good")
-    assert subscriber.last(f"{DEVICE}/status")["health"] == []
+    subscriber.wait(lambda: subscriber.last(f"{DEVICE}/status")["health"] == [])
     done = running.end_of(running.order(None, action="factory"))
     assert (done["phase"], done["source"]) == ("committed", "factory"), done
     running.serves("factory")
@@ -149,11 +154,11 @@ def test_what_passes_every_test_and_fails_on_this_boards_cameras(
     shown = pictures(tmp_path / "shown", [20] * 300 + [200])  # every ten seconds
     running = board(shown, probation_s=30)
     bad = running.publish(made_at(200, what), name="bad", budget=ANY_TIME)
-    done = running.end_of(running.order(bad), 240)
+    done = running.end_of(running.order(bad))
     assert done["phase"] in ("refused", "rolled_back"), done  # shadow may have seen it
     assert done["code"] in codes, done
     running.serves("factory")
-    assert subscriber.last("/model/reported")["source"] == "factory"
+    subscriber.wait(lambda: subscriber.last("/model/reported")["source"] == "factory")
     # The same order again is not taken up, nor is the same bundle by another one of its kind.
     since = len(subscriber.messages)
     time.sleep(1.0)
@@ -188,7 +193,7 @@ def test_over_the_broker_alone(board, dull, broker, subscriber):
             done = running.end_of(running.order(good))
         finally:
             server.terminate()
-            server.communicate(timeout=20)
+            server.communicate(timeout=WITHIN_S)
     assert done["phase"] == "committed", done
     asked = {m.topic for m in subscriber.messages if m.topic.endswith("/repo/get")}
     assert asked == {f"edge/{DEVICE}/repo/get"}

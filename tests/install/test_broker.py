@@ -33,7 +33,7 @@ from agent.doctor.broker_verdict import judge_trip
 from agent.errors import BrokerError
 from agent.ota.chunks import chunk_topic, request_topic
 
-WITHIN_S = 15.0
+WITHIN_S = 30.0
 NOT_AUTHORIZED = 0x87  # MQTT 5, 2.4
 FAILURE = 0x80  # from here on; 0x10 says that nobody has subscribed
 SESSION_S = 600
@@ -103,6 +103,7 @@ def connect(site: Site) -> Iterator[Callable[..., Client]]:
     for one in opened:
         one.client.disconnect()
         one.client.loop_stop()
+        one.client._reset_sockets()  # paho would, whenever it is collected
 
 
 def client_context(site: Site, name: str) -> ssl.SSLContext:
@@ -269,11 +270,11 @@ def test_a23_without_a_certificate_of_our_authority_there_is_no_connection(site,
     wrong = {"cert_file": str(foreign.client), "key_file": str(foreign.client_key)}
     for client in ({}, wrong, server):
         with pytest.raises(BrokerError, match="certificate"):
-            probe(MqttConfig(url=url, **ours, **client), 5.0)
+            probe(MqttConfig(url=url, **ours, **client), WITHIN_S)
     # A server of another authority is not talked to either.
     cert, key = site.client("cam-a")
     with pytest.raises(BrokerError, match="ca_file"):
-        probe(MqttConfig(url=url, ca_file=str(foreign.ca), cert_file=cert, key_file=key), 5.0)
+        probe(MqttConfig(url=url, ca_file=str(foreign.ca), cert_file=cert, key_file=key), WITHIN_S)
     with pytest.raises(BrokerError):
         probe(MqttConfig(url=f"mqtt://localhost:{site.broker.port}"), 2.0)
 
@@ -286,7 +287,7 @@ def test_a23_tls_older_than_1_2_is_refused(site):
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     with (
-        socket.create_connection(("localhost", site.broker.port), 5.0) as plain,
+        socket.create_connection(("localhost", site.broker.port), WITHIN_S) as plain,
         pytest.raises(ssl.SSLError),
     ):
         context.wrap_socket(plain, server_hostname="localhost")
@@ -324,14 +325,14 @@ def test_the_agents_own_link_and_doctor_work_with_it(site, connect):
             link.put(Record(topic=stream, payload=b"%d" % seq, stream="door", seq=seq))
         eventually(lambda: reader.topics().count(stream) == 100)
         own = attempts_on("edge/cam-a", ["door"], 10_000)
-        check = judge_trip(settings, "5", own, travel(settings, "5", own, 5.0))
+        check = judge_trip(settings, "5", own, travel(settings, "5", own, WITHIN_S))
         assert check.state == "ok", check.message
         assert "back" in check.message
         other = attempts_on("edge/cam-b", ["door"], 10_000)
-        refused = judge_trip(settings, "5", other, travel(settings, "5", other, 5.0))
+        refused = judge_trip(settings, "5", other, travel(settings, "5", other, WITHIN_S))
         assert refused.state == "fail"
     finally:
-        assert link.stop(5.0)
+        assert link.stop(WITHIN_S)
         outbox.close(1.0)
     eventually(lambda: ("edge/cam-a/availability", b"offline") in reader.heard)
     assert [int(payload) for topic, payload in reader.heard if topic == stream] == [*range(1, 101)]
@@ -369,14 +370,14 @@ def test_a_revoked_board_is_out_after_a_restart_and_others_are_in(site, connect,
         cert_file=kept[0],
         key_file=kept[1],
     )
-    assert probe(settings, 5.0) == "5"
+    assert probe(settings, WITHIN_S) == "5"
     assert make_certificates(site.certificates, "revoke", "cam-b").returncode == 0
     assert not (site.certificates / "devices" / "cam-b.key").exists()
     shutil.copy(site.certificates / "revoked.pem", site.installed)
     site.broker.stop()
     site.broker.start()
     with pytest.raises(BrokerError, match="certificate"):
-        probe(settings, 5.0)
+        probe(settings, WITHIN_S)
     assert connect("cam-a").publish("edge/cam-a/status") < FAILURE
     again = make_certificates(site.certificates, "device", "cam-b")
     assert again.returncode == 0, again.stderr

@@ -209,7 +209,7 @@ def test_interrupted_by_a_key_during_the_trial_it_puts_the_old_version_back_itse
     started = start_upgrade(booted, "2", until="trying version")
     wait_for(lambda: serving(booted) == "2.0")
     os.killpg(started.pid, signal.SIGINT)
-    said, _ = started.communicate(timeout=60)
+    said, _ = started.communicate(timeout=120)
     assert "stopped during the trial" in said
     assert version(booted) == serving(booted) == "1.0"
 

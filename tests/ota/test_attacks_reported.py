@@ -8,7 +8,7 @@ are made up. That each attack is refused in all its variants is in `test_trust_a
 from dataclasses import dataclass, field
 
 import pytest
-from asking import Board
+from asking import PATIENT, QUICK, Board
 from msgspec.structs import replace
 from ota import update_world
 from ota.update_world import World, model
@@ -101,6 +101,16 @@ def fault(pattern, **fields):
     return {"begin": begin, "end": lambda board: board.server.faults.clear()}
 
 
+def dripping(board):
+    board.asks.limits = QUICK
+    board.server.faults["targets/"] = Fault(drip_s=0.05)
+
+
+def flowing(board):
+    board.asks.limits = PATIENT
+    board.server.faults.clear()
+
+
 def serving(make):
     """The server has other files meanwhile: what `make` returns, given the board."""
 
@@ -189,7 +199,7 @@ ATTACKS = {
     "A07 fast clock": Attack({"E_FREEZE"}, clock(20 * 365), clock(-20 * 365)),
     "A08 endless metadata": Attack({"E_SIZE"}, **fault("timestamp", endless=True)),
     "A08 endless bundle": Attack({"E_SIZE"}, **fault("targets/", endless=True)),
-    "A09 drip": Attack({"E_SLOW"}, **fault("targets/", drip_s=0.05)),
+    "A09 drip": Attack({"E_SLOW"}, dripping, flowing),
     "A10 mix and match": Attack({"E_HASH", "E_SIZE"}, **serving(mixed)),
     "A11 another board's": Attack(
         {"E_COMPAT"}, lambda board: None, is_final=True,

@@ -74,7 +74,7 @@ def test_an_order_is_read():
 def test_what_is_no_order_is_refused(content, code):
     began = time.thread_time()
     assert code_of(content) == code
-    assert time.thread_time() - began < 0.1
+    assert time.thread_time() - began < 1
 
 
 @given(st.binary(max_size=300) | st.recursive(

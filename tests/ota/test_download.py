@@ -326,7 +326,7 @@ def test_a_slow_handshake(tmp_path, made, certificates):
     # The kernel accepts, and nobody ever says a word.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://localhost:{listener.getsockname()[1]}/"
-        board = Board(tmp_path, made[0], url)
+        board = Board(tmp_path, made[0], url, limits=QUICK)
         assert board.ask("ssd", "1.0", ca_file=str(certificates.ca)).code == "E_SLOW"
 
 

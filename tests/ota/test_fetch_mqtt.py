@@ -10,7 +10,7 @@ import time
 
 import msgspec
 import pytest
-from asking import QUICK, Board
+from asking import PATIENT, QUICK, Board
 from brokers import MOSQUITTO, mosquitto
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +41,7 @@ from agent.ota.fetching import Fetching, Source
 from agent.ota.jobs import DownloadJob, Limits, Need
 from agent.ota.refusal import RefusalError
 
+WITHIN_S = 120.0
 BUNDLE = random.Random(3).randbytes(400_001)
 IMPATIENT = msgspec.structs.replace(QUICK, window_s=0.4, least_bytes_per_s=100.0)
 
@@ -245,7 +246,7 @@ class Wire:
         for topic, payload in self._spoil(len(self.asked), answer):
             self._relay.on_message(topic, payload)
 
-    def transport(self, limits=IMPATIENT):
+    def transport(self, limits=PATIENT):
         return ChunkTransport(self.lines, self.ask, limits=limits, pause=lambda _: None)
 
     def close(self):
@@ -347,7 +348,7 @@ def busy(number, answer):
 )
 def test_a_network_that_spoils(server, path, spoil):
     wire = Wire(server, spoil)
-    patient = msgspec.structs.replace(QUICK, window_s=0.4, least_bytes_per_s=0.0)
+    patient = msgspec.structs.replace(PATIENT, window_s=0.4, least_bytes_per_s=0.0)
     assert read_all(wire.transport(patient), path) == BUNDLE
     wire.close()
 
@@ -356,7 +357,7 @@ def test_a_network_that_spoils(server, path, spoil):
 def test_a_network_that_says_nothing(server, path, spoil):
     wire = Wire(server, spoil)
     with pytest.raises(RefusalError) as refused:
-        wire.transport().open(path)
+        wire.transport(IMPATIENT).open(path)
     assert refused.value.code == "E_SLOW"
     assert len(wire.asked) >= 3
     wire.close()
@@ -390,10 +391,10 @@ def test_f30_resumed_over_mqtt(tmp_path, server, path, made):
     )
     first = Wire(server, lambda number, answer: [answer] if number <= 3 else [])
     with pytest.raises(RefusalError):
-        Download(job).run([first.transport])
+        Download(job).run([lambda: first.transport(IMPATIENT)])
     first.close()
     second = Wire(server)
-    said = Download(job).run([second.transport])
+    said = Download(msgspec.structs.replace(job, limits=PATIENT)).run([second.transport])
     second.close()
     assert (tmp_path / "part").read_bytes() == BUNDLE
     assert second.asked[0].offset == 3 * MOST_PIECE_BYTES
@@ -434,12 +435,12 @@ class Link:
         )
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(WITHIN_S)
 
     def _publish(self, topic, payload):
         self._client.publish(topic, payload, 0)
 
-    def run(self, step, within_s=30.0):
+    def run(self, step, within_s=WITHIN_S):
         ends = time.monotonic() + within_s
         while time.monotonic() < ends:
             reply = step.poll()
@@ -471,12 +472,12 @@ def test_from_order_to_file_over_a_broker(tmp_path, folder, made):
     thread = threading.Thread(target=run_server)
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(WITHIN_S)
         link = Link(broker.port, "porch")
         board = Board(tmp_path / "board", made, "mqtt:")
         source = Source(
             repository=("mqtt:",), root=board.root, metadata_dir=board.metadata, board="rpi-4b",
-            limits=Limits(window_s=8.0),
+            limits=Limits(window_s=30.0),
         )  # fmt: skip
         fetching = Fetching(source, link.relay, read_synced=lambda: True)
         wanted = Desired(deployment_id="d1", counter=1, name="ssd", version="1.0")
@@ -491,7 +492,7 @@ def test_from_order_to_file_over_a_broker(tmp_path, folder, made):
         link.close()
     finally:
         over.set()
-        thread.join(10)
+        thread.join(WITHIN_S)
         broker.stop()
     assert server.boards == 1
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from asking import Board
+from asking import QUICK, Board
 from repository_simulator import Fault, Repository, WebServer
 
 from agent.ota import steps
@@ -78,7 +78,7 @@ def test_a_url_s_password_is_in_no_refusal_and_no_log(board, server, caplog, fau
     ],
 )
 def test_nor_where_there_is_no_repository(board, server, caplog, url):
-    board.urls = [with_password(url.format(port=server.port))]
+    board.urls, board.limits = [with_password(url.format(port=server.port))], QUICK
     said = board.ask("ssd", "1.0")
     assert not isinstance(said, Resolved)
     assert WORD not in to_line(said).decode() + caplog.text

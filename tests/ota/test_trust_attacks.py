@@ -7,7 +7,7 @@ code: what a board keeps (floors, metadata) stays such that the honest repositor
 import copy
 
 import pytest
-from asking import Board
+from asking import PATIENT, QUICK, Board
 from repository_simulator import DAY, Fault, Repository, WebServer, new_signer
 
 from agent.ota import trust
@@ -256,6 +256,7 @@ def test_a08_nothing_is_unpacked_on_the_way(board, server, encoding, where):
 def test_a09_slow_retrieval(board, server, repository, fault, where):
     target = found(board.ask("ssd", "1.0")).target
     server.faults[where] = copy.copy(fault)
+    board.limits = QUICK
     said = board.ask("ssd", "1.0") if where == "timestamp" else board.fetch(target)
     assert not refused(said, "E_SLOW").is_final
     with WebServer(repository.files) as other:
@@ -273,6 +274,7 @@ def test_a09_chunk_sizes_byte_by_byte(board, server):
         no_length=True,
         headers=(("Transfer-Encoding", "chunked"),),
     )
+    board.limits = QUICK
     refused(board.fetch(target), "E_SLOW")
 
 
@@ -471,7 +473,8 @@ def test_a15_only_so_many_new_roots_at_once(tmp_path, monkeypatch):
 def test_a16_a_bad_mirror_before_a_good_one(tmp_path, repository, server, fault, where):
     with WebServer(repository.files) as bad:
         bad.faults[where] = copy.copy(fault)
-        board = Board(tmp_path, repository, bad.url, server.url)
+        limits = QUICK if fault.drip_head_s else PATIENT
+        board = Board(tmp_path, repository, bad.url, server.url, limits=limits)
         said = found(board.ask("ssd", "1.0"))
         assert said.mirror == 1
         downloaded(board, said.target)

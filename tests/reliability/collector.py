@@ -21,6 +21,7 @@ from reliability.checker import Heard, Named
 from reliability.logbook import digest_of
 
 SESSION_S = 24 * 3600
+SUBSCRIBED_WITHIN_S = 60.0
 SENTINEL = "sentinel"
 LOOK_EVERY_S = 0.5  # at what else may have made an end of the waiting
 
@@ -84,8 +85,8 @@ class Collector:
             session = {"clean_start": False, "properties": properties}
         client.connect("127.0.0.1", port, **session)
         client.loop_start()
-        if not self._subscribed.wait(10):
-            raise RuntimeError("the broker took no subscription within 10 s")
+        if not self._subscribed.wait(SUBSCRIBED_WITHIN_S):
+            raise RuntimeError(f"the broker took no subscription within {SUBSCRIBED_WITHIN_S:g} s")
 
     def _keep(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
         at = time.monotonic()
@@ -118,12 +119,12 @@ class Collector:
                 self._changed.wait(min(left_s, LOOK_EVERY_S))
         return value
 
-    def wait_heard(self, more: int, timeout_s: float = 30.0) -> None:
+    def wait_heard(self, more: int, timeout_s: float = 120.0) -> None:
         """Wait for that many further records."""
         goal = len(self.heard) + more
         self.wait(lambda: len(self.heard) >= goal, timeout_s, f"{more} further records")
 
-    def catch_up(self, timeout_s: float = 60.0) -> None:
+    def catch_up(self, timeout_s: float = 120.0) -> None:
         """Wait until all is heard that the broker had taken over when this was called.
 
         The broker's queue for a subscriber is first in, first out: a message of our own comes
@@ -151,3 +152,4 @@ class Collector:
         if self._client.disconnect() == mqtt.MQTT_ERR_SUCCESS:
             self._gone.wait(2)
         self._client.loop_stop()
+        self._client._reset_sockets()  # paho would, whenever it is collected

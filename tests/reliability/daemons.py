@@ -153,14 +153,15 @@ class Agent:
         return code, time.monotonic() - began
 
     def kill(self, number: int = signal.SIGKILL) -> float:
-        """End it with a signal; return the monotonic time from which it put nothing more."""
+        """End it with a signal; return when that was, by the monotonic clock."""
+        at = time.monotonic()
         self.process.send_signal(number)
         try:
             self.process.wait(STOP_WITHIN_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        return time.monotonic()
+        return at
 
     def end(self) -> None:
         """End it however it stands; may be called again."""

@@ -49,7 +49,7 @@ def proxy(echo: int) -> Iterator[Proxy]:
 
 @pytest.fixture
 def client(proxy: Proxy) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as connection:
         assert exchange(connection, b"hello") == b"hello"
         yield connection
 
@@ -111,7 +111,7 @@ def test_timeout_swallows_until_it_is_taken_away_and_then_ends_the_connection(pr
     client.settimeout(0.1)
     with pytest.raises(TimeoutError):
         client.recv(1)
-    client.settimeout(5)
+    client.settimeout(30)
     proxy.set()
     assert ends(client) in ("closed", "reset")
 
@@ -144,12 +144,12 @@ def test_down_ends_what_is_there_and_refuses_what_comes_until_it_is_over(proxy, 
     proxy.set(Toxic("down"))
     assert ends(client) in ("closed", "reset")
     try:
-        with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as refused:
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as refused:
             assert ends(refused) in ("closed", "reset")
     except ConnectionResetError:
         pass  # as early as that
     proxy.set()
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as again:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as again:
         assert exchange(again, b"back") == b"back"
 
 

@@ -13,7 +13,7 @@ from agent.sensors.reader import LOOK_AGAIN_S, BoardReader, Look
 from agent.sensors.replay import open_board
 from agent.sensors.sampler import FRESH_FOR_S, Sampler, next_turn
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 def reader_of(board):

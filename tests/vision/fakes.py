@@ -19,9 +19,14 @@ from agent.vision.model import Model
 from agent.vision.preprocess import plan_input
 from agent.vision.swap import Setup
 
+HELD_FOR_S = 60.0  # by a test that fails
+
 
 class FakeCamera:
-    """Frames whose first pixel holds their number; `script` may raise or return None at a frame."""
+    """Frames whose first pixel holds their number; `script` may raise or return None at a frame.
+
+    Frames that `holds` names come only once their event is set.
+    """
 
     def __init__(
         self,
@@ -31,6 +36,7 @@ class FakeCamera:
         rate_hz: float | None = None,
         start: int = 0,
         script: dict[int, Exception | None] | None = None,
+        holds: dict[int, threading.Event] | None = None,
         shape: tuple[int, int, int] = (24, 32, 3),
     ) -> None:
         self.live = live
@@ -40,11 +46,14 @@ class FakeCamera:
         self._next = start
         self._frames = frames
         self._script = script or {}
+        self._holds = holds or {}
         self._shape = shape
 
     def read(self, buffer: Any) -> Any:
         """Return the next frame in `buffer`."""
         number = self._next
+        if number in self._holds:
+            assert self._holds[number].wait(HELD_FOR_S)
         if number in self._script:
             self._next += 1
             event = self._script[number]
@@ -97,7 +106,7 @@ class FakeEngine:
         if self.fail_at == self.invokes:
             raise RuntimeError("invoke failed")
         if self.gate is not None:
-            self.gate.wait(10)
+            self.gate.wait(HELD_FOR_S)
         if self.invoke_s:
             time.sleep(self.invoke_s)
 

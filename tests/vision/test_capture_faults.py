@@ -16,7 +16,7 @@ from agent.vision.capture import Capture
 from agent.vision.frozen import Patience, PictureWatch
 from agent.vision.handoff import FrameBuffers, LatestSlot
 
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 
 
 class Scripted:
@@ -126,13 +126,13 @@ QUICK = Patience(
 
 def test_a_frozen_camera_is_told_and_reopened_and_its_frames_flow(run):
     running = run(Scripted(still), Scripted(still), Scripted(changing), patience=QUICK)
-    running.until(lambda: running.states == ["online", "frozen"])
+    running.until(lambda: running.states[:2] == ["online", "frozen"])
     assert running.said[1][2], "it is a fault"
     count = running.capture.captured
     running.until(lambda: running.capture.captured > count + 3)
-    running.until(lambda: len(running.opened) == 2)
-    running.until(lambda: len(running.said) == 3)
-    assert running.states == ["online", "frozen", "frozen"], "opened again, and still the same"
+    running.until(lambda: len(running.opened) >= 2)
+    running.until(lambda: len(running.said) >= 3)
+    assert running.states[:3] == ["online", "frozen", "frozen"], "opened again, and still the same"
     running.until(lambda: len(running.opened) == 3)
     running.until(lambda: running.states[-1] == "online")
     assert running.said[-1] == ("online", None, False)
@@ -151,7 +151,7 @@ def test_a_picture_of_a_file_may_stand_still(run):
 def test_darkness_is_a_fault_of_a_camera_that_is_online(run):
     patience = Patience(look_every_s=0.01, black_s=0.1)
     running = run(Scripted(lambda: changing() // 64), patience=patience)
-    running.until(lambda: len(running.said) == 2)
+    running.until(lambda: len(running.said) >= 2)
     state, reason, is_fault = running.said[1]
     assert (state, is_fault) == ("online", True)
     assert "the picture is black" in reason
@@ -169,7 +169,7 @@ def test_a_driver_that_hangs_is_told_by_another_thread_and_may_come_back(run):
     running = run.prepare(Scripted(read))
     running.start()
     assert hangs.wait(WITHIN_S)
-    now = time.monotonic()
+    now, _ = running.capture._asked  # since when its driver has not come back
     running.capture.note_silence(now + module.SILENCE_S - 0.5)
     assert running.states == ["online"]
     running.capture.note_silence(now + module.SILENCE_S + module.HANG_GRACE_S + 0.1)
@@ -212,7 +212,10 @@ def test_what_a_library_does_not_let_go_of_is_not_opened_and_holds_nobody_up(run
     running = run(Scripted(read, close), Scripted(changing))
     other = run(Scripted(changing))
     running.until(lambda: running.capture._closing is not None)
-    time.sleep(0.2)
+    closing, asked = running.capture._closing, []
+    is_alive = closing.is_alive
+    closing.is_alive = lambda: (asked.append(1), is_alive())[1]
+    running.until(lambda: len(asked) > 1)  # it waits for that alone
     ticks, captured = running.ticks, other.capture.captured
     other.until(lambda: other.capture.captured > captured + 20)
     assert len(running.opened) == 1, "to open it again would hang as well"

@@ -32,12 +32,14 @@ from agent.vision.model_files import read_model
 from agent.vision.sealed import MACHINES, program
 from agent.vision.trial import choice_key
 
+WITHIN_S = 60.0
 CASES = os.environ.get("EXAM_CASES", "5")
 
 
 def wait(exam):
     while (report := exam.poll()) is None:
         time.sleep(0.01)
+    exam.process.wait(WITHIN_S)  # one that was killed has to get some processor time to end
     return report
 
 
@@ -199,7 +201,7 @@ def test_what_sleeps_is_ended_by_its_parent(folder):
     running = start_exam(request)
     os.kill(running.process.pid, signal.SIGSTOP)
     report = wait(running)
-    running.process.wait(10)
+    running.process.wait(WITHIN_S)
     assert (report.code, report.is_final) == ("E_HANG", True)
     assert "was not done within 0.5 s" in report.message
     assert running.process.poll() == -signal.SIGKILL
@@ -288,11 +290,17 @@ def test_every_end_has_a_code(code, complaints, expected):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Children that only say that all is well, after a moment."""
+    """Children that only say that all is well, each after its time; the last is the others'."""
     said = msgspec.json.encode(ExamReport(ok=True, p95_ms=5.0)).decode()
-    code = f"import time; time.sleep(0.1); print(); print({said!r})"
-    command = [sys.executable, "-S", "-c", code]
-    monkeypatch.setattr(selftest, "exam_command", lambda *_: command)
+    take_s = [0.1]
+
+    def command(*_):
+        own_s = take_s.pop(0) if len(take_s) > 1 else take_s[0]
+        code = f"import time; time.sleep({own_s}); print(); print({said!r})"
+        return [sys.executable, "-S", "-c", code]
+
+    monkeypatch.setattr(selftest, "exam_command", command)
+    return take_s
 
 
 def starved(**fields):
@@ -305,19 +313,19 @@ def test_time_spent_waiting_for_others_is_given_back(monkeypatch):
     assert wait(start_exam(starved(stands_back="no"))).ok
 
 
-@pytest.mark.usefixtures("scripted")
-def test_a_child_without_processor_time_is_begun_anew_with_some(monkeypatch):
+def test_a_child_without_processor_time_is_begun_anew_with_some(scripted, monkeypatch):
+    scripted[:] = [60.0, 0.1]
     monkeypatch.setattr(selftest, "waits_ns", lambda pid: {"1": 60 * 10**9})
     running = start_exam(starved())
     first = running.process
     assert wait(running).ok
     assert running.process is not first
-    assert first.wait(10) == -signal.SIGKILL
+    assert first.wait(WITHIN_S) == -signal.SIGKILL
     assert running.request.stands_back == "nice"
 
 
-@pytest.mark.usefixtures("scripted")
-def test_a_board_without_any_time_left_is_no_fault_of_the_models(monkeypatch):
+def test_a_board_without_any_time_left_is_no_fault_of_the_models(scripted, monkeypatch):
+    scripted[:] = [60.0]
     monkeypatch.setattr(selftest, "waits_ns", lambda pid: {"1": 10**7})
     report = wait(start_exam(starved(stands_back="nice")))
     assert (report.code, report.is_final) == ("E_SELFTEST", False)
@@ -345,7 +353,7 @@ def test_a_refusal_in_the_updaters_words():
 def test_giving_up_ends_the_child(folder):
     running = start_exam(ExamRequest(model=ModelConfig(path=folder(made_endless()))))
     running.stop()
-    assert running.process.wait(10) == -signal.SIGKILL
+    assert running.process.wait(WITHIN_S) == -signal.SIGKILL
 
 
 def test_a_child_whose_parent_has_gone_does_nothing():
@@ -446,7 +454,7 @@ def test_the_child_stands_behind_everything(folder):
         assert os.getsid(running.process.pid) == running.process.pid
     finally:
         running.stop()
-        running.process.wait(10)
+        running.process.wait(WITHIN_S)
 
 
 def open_in(pid):
@@ -465,7 +473,7 @@ def test_no_socket_is_open_in_the_child(folder):
             links = list(open_in(running.process.pid))
         finally:
             running.stop()
-            running.process.wait(10)
+            running.process.wait(WITHIN_S)
     assert links
     assert not [link for link in links if link.startswith("socket:")]
 

@@ -76,7 +76,7 @@ class Rig:
             self.threads.append(thread)
         return self
 
-    def wait(self, until, timeout_s=10.0):
+    def wait(self, until, timeout_s=30.0):
         deadline = time.monotonic() + timeout_s
         while not until():
             assert time.monotonic() < deadline, self.results[-3:]
@@ -85,7 +85,7 @@ class Rig:
     def stop(self):
         self.stopping.set()
         for thread in self.threads:
-            thread.join(3)
+            thread.join(20)
         assert not [thread.name for thread in self.threads if thread.is_alive()]
 
 
@@ -173,7 +173,7 @@ def test_a_silent_camera_is_given_up(rig, monkeypatch):
 
 @pytest.mark.parametrize(
     ("known_hz", "wanted_hz", "is_lost"),
-    [(3.0, 0.0, False), (None, 3.0, False), (100.0, 3.0, True), (None, 0.0, True)],
+    [(0.1, 0.0, False), (None, 0.1, False), (100.0, 0.1, True), (None, 0.0, True)],
 )
 def test_a_slow_camera_is_given_time(rig, monkeypatch, known_hz, wanted_hz, is_lost):
     monkeypatch.setattr(capture_module, "SILENCE_S", 0.05)
@@ -366,11 +366,20 @@ def test_still_frames_give_their_memory_back(rig):
 
 
 def test_a_fast_camera_does_not_starve_a_slow_one(rig):
-    """The engine is the bottleneck: the fast one would take it all."""
+    """The engine is the bottleneck: the fast one would take it all.
+
+    The slow one's frames are so many runs of the engine apart, however long those take.
+    """
+    engine = FakeEngine(invoke_s=0.01)
 
     class Slow(FakeCamera):
+        due = 0
+
         def read(self, buffer):
-            time.sleep(0.05)
+            if engine.invokes < self.due:
+                time.sleep(0.002)
+                return None
+            self.due = engine.invokes + 6
             return super().read(buffer)
 
     class Fast(FakeCamera):
@@ -379,11 +388,11 @@ def test_a_fast_camera_does_not_starve_a_slow_one(rig):
             return super().read(buffer)
 
     cameras = {"slow": source(Slow(12, live=True)), "fast": source(Fast(10**6, live=True))}
-    running = rig(cameras, FakeEngine(invoke_s=0.01))
+    running = rig(cameras, engine)
     running.wait(lambda: ("slow", "offline", "ended") in running.changes)
     running.wait(lambda: running.lanes["slow"].stream.last_frame_id == 12)
     mine = [r for r in running.results if r["camera"] == "slow"]
-    assert sum(r["dropped"] for r in mine) <= 2, "a busy machine may delay the engine itself"
+    assert sum(r["dropped"] for r in mine) <= 2
     assert running.lanes["fast"].stream.processed > 12
 
 

@@ -321,6 +321,7 @@ def shadow(config, frames, **fields):
     os.close(frames)
     while (report := exam.poll()) is None:
         time.sleep(0.01)
+    exam.process.wait(60)  # one that was killed has to get some processor time to end
     return report
 
 

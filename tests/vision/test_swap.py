@@ -2,6 +2,7 @@
 
 import gc
 import json
+import threading
 import time
 import weakref
 from itertools import pairwise
@@ -186,13 +187,15 @@ def test_without_frames_a_swap_is_answered_in_time(bench):
 # The pipeline, with engines that fail where told.
 
 
-def run_rig(cameras, new, *, frames, at):
+def run_rig(new, *, frames, at):
     """Play a file, install `new` once some results are there; return the rig when all have come."""
-    rig = Rig({name: source(camera) for name, camera in cameras.items()}, FakeEngine(invoke_s=1e-3))
-    rig.start()
+    installed = threading.Event()
+    camera = FakeCamera(frames, holds={at + 30: installed})
+    rig = Rig({"a": source(camera)}, FakeEngine(invoke_s=1e-3)).start()
     try:
         rig.wait(lambda: len(rig.results) >= at)
         rig.pipeline.switch.install(new)
+        installed.set()
         rig.wait(
             lambda: (
                 sum(one.stream.processed + one.stream.lost for one in rig.lanes.values()) == frames
@@ -239,7 +242,7 @@ def test_whatever_fails_on_a_frame_goes_back_without_a_gap_in_the_accounts(where
     else:
         setattr(engine, where, fail_later(getattr(engine, where)))
     new = another(engine, decode=decode, hold_s=60.0)
-    rig = run_rig({"a": FakeCamera(100)}, new, frames=100, at=20)
+    rig = run_rig(new, frames=100, at=20)
     assert rig.pipeline.failure is None
     [failed] = [one for one in rig.said if isinstance(one, SwapFailed)]
     assert (failed.code, failed.reason) == ("frame_failed", "ValueError: odd frame")
@@ -256,9 +259,12 @@ def test_a_failure_with_nothing_held_ends_the_worker_as_ever():
     engine = FakeEngine()
     engine.fail_at = 30
     new = another(engine, hold_s=0.0)
-    rig = Rig({"a": source(FakeCamera(100))}, FakeEngine(invoke_s=1e-3)).start()
+    installed = threading.Event()
+    camera = FakeCamera(100, holds={40: installed})
+    rig = Rig({"a": source(camera)}, FakeEngine(invoke_s=1e-3)).start()
     rig.wait(lambda: len(rig.results) >= 10)
     rig.pipeline.switch.install(new)
+    installed.set()
     rig.wait(rig.stopping.is_set)
     rig.stop()
     assert str(rig.pipeline.failure) == "invoke failed"
@@ -267,12 +273,16 @@ def test_a_failure_with_nothing_held_ends_the_worker_as_ever():
 
 def test_nothing_of_a_model_that_was_swapped_away_is_kept():
     new, last = another(FakeEngine(), hold_s=0.0), another(FakeEngine(), name="last", hold_s=0.0)
-    rig = Rig({"a": source(FakeCamera(90))}, FakeEngine(invoke_s=1e-3)).start()
+    one_is_there, other_is_there = threading.Event(), threading.Event()
+    camera = FakeCamera(90, holds={30: one_is_there, 60: other_is_there})
+    rig = Rig({"a": source(camera)}, FakeEngine(invoke_s=1e-3)).start()
     rig.wait(lambda: len(rig.results) >= 10)
     rig.pipeline.switch.install(new)
+    one_is_there.set()
     rig.wait(lambda: len(rig.results) >= 40)
     seen = weakref.ref(new.model.engine)
     rig.pipeline.switch.install(last)
+    other_is_there.set()
     del new
     rig.wait(lambda: len(rig.results) == 90)
     rig.pipeline.frame_log.take(1000)
@@ -295,9 +305,12 @@ class Still(FakeCamera):
 
 def test_what_changes_is_told_of_a_new_model_whatever_it_finds():
     config = CameraConfig(name="a", source="fake", publish="changes")
-    rig = Rig({"a": source(Still(60))}, FakeEngine(invoke_s=1e-3), configs={"a": config}).start()
+    installed = threading.Event()
+    camera = Still(60, holds={40: installed})
+    rig = Rig({"a": source(camera)}, FakeEngine(invoke_s=1e-3), configs={"a": config}).start()
     rig.wait(lambda: rig.lanes["a"].stream.processed >= 10)
     rig.pipeline.switch.install(another(FakeEngine(), hold_s=0.0))
+    installed.set()
     rig.wait(lambda: rig.lanes["a"].stream.processed == 60)
     rig.stop()
     assert [one["model"]["name"] for one in rig.results] == ["fake", "new"]
@@ -349,7 +362,7 @@ def test_at_thirty_frames_a_second_no_result_is_of_two_models(live, models):
         tokens.append(f"swap {number}")
         running.say(Swap(token=tokens[-1], model=wanted, choices=running.choices))
         swapped = running.until(Swapped, token=tokens[-1])
-        assert swapped.gap_ms < 1000.0
+        assert swapped.gap_ms < 5000.0
         running.until(ResultOut, count=10)
     results = running.results()
     assert {best(result) for result in results} == set(ANSWERS.values())
@@ -389,7 +402,7 @@ def test_what_cannot_be_loaded_or_hangs_as_it_loads_changes_nothing(live, models
         running.say(order)
         assert running.until(SwapFailed).code == "busy", "another one is being loaded"
     running.say(Stop())
-    assert running.process.wait(10) == 0
+    assert running.process.wait(WITHIN_S) == 0
     assert {result["model"]["name"] for result in running.results()} == {"one"}
     assert_accounted(running.results())
 

@@ -365,8 +365,9 @@ def test_good_model_is_measured(model_file, runtime):
     ids=["NaN", "giant", "16 GiB", "endless", "recursion", "8 bytes", "no image"],
 )
 def test_bad_model_is_refused_with_a_sentence(model_file, runtime, data, reason):
+    within_s = 2.0 if reason.endswith("2 s") else 30.0  # what ends by itself is never hurried
     request = TrialRequest(
-        model=ModelConfig(path=model_file(data)), runtime=runtime, run_within_s=2.0
+        model=ModelConfig(path=model_file(data)), runtime=runtime, run_within_s=within_s
     )
     answer = start_trial(request).wait()
     assert reason in answer.refused
@@ -489,7 +490,7 @@ def test_polling_never_waits_and_an_end_is_an_end(model_file):
     running = start_trial(TrialRequest(model=ModelConfig(path=model_file(made_endless()))))
     assert running.poll() is None
     running.end()
-    assert running.process.returncode == -signal.SIGKILL
+    assert running.process.wait(60) == -signal.SIGKILL
 
 
 def test_whole_trial_has_a_limit(model_file):
@@ -499,7 +500,7 @@ def test_whole_trial_has_a_limit(model_file):
 
 def is_gone(process):
     """Wait until a process that is not our child has ended."""
-    for _ in range(500):
+    for _ in range(3000):
         try:
             state = Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1][0]
         except FileNotFoundError:
@@ -704,7 +705,8 @@ def test_accelerator_that_does_not(model_file, tmp_path, runtime, mode, reason):
         accelerator=f"delegate:{build_plugin(tmp_path)}",
         delegate_options={"mode": mode, "after": "3", "message": "message of its own"},
     )
-    request = TrialRequest(model=config, probe=5, run_within_s=3.0)
+    within_s = 3.0 if mode == "hang" else 30.0
+    request = TrialRequest(model=config, probe=5, run_within_s=within_s)
     answer = start_trial(request).wait()
     assert reason in answer.refused
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import brokers
 import pytest
 from camera_sources import SERVER, SYSTEM_PYTHON, RtspServer, make_clip
 
@@ -42,7 +42,7 @@ def _rtsp_available() -> None:
     code = "import gi; gi.require_version('GstRtspServer', '1.0')"
     try:
         done = subprocess.run(
-            [SYSTEM_PYTHON, "-c", code], check=False, capture_output=True, timeout=30
+            [SYSTEM_PYTHON, "-c", code], check=False, capture_output=True, timeout=120
         )
     except OSError:
         pytest.skip(f"{SYSTEM_PYTHON} is missing")
@@ -66,9 +66,7 @@ def rtsp_server(_rtsp_available: None, long_clip: Path) -> Iterator[Callable[...
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return brokers.free_port()
 
 
 @pytest.fixture
@@ -81,7 +79,7 @@ def run_python() -> Callable[[str], subprocess.CompletedProcess[str]]:
             check=False,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             cwd=SERVER.parent.parent,
             env={**os.environ, **environment},
         )

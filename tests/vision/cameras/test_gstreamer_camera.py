@@ -70,7 +70,7 @@ def test_a_slow_reader_gets_a_new_frame() -> None:
     next_frame(camera)
     after = next_frame(camera)[0]
     camera.close()
-    passed = [n for n in range(120) if np.array_equal(np.roll(before, -2 * n, axis=0), after)]
+    passed = [n for n in range(320) if np.array_equal(np.roll(before, -2 * n, axis=0), after)]
     assert len(passed) == 1
     assert passed[0] >= 35
 
@@ -85,7 +85,7 @@ def test_an_end_before_the_first_frame() -> None:
 def test_the_end_of_a_pipeline() -> None:
     camera = launch("videotestsrc num-buffers=3 ! video/x-raw,width=64,height=48")
     with pytest.raises(EndOfStream, match="the pipeline ended"):
-        drain(camera, seconds=10)
+        drain(camera)
     camera.close()
 
 
@@ -93,7 +93,7 @@ def test_the_end_of_a_pipeline() -> None:
 def test_a_pipeline_that_dies() -> None:
     camera = launch(LIVE.format("red", 64, 48) + " ! identity error-after=30")
     with pytest.raises(CameraError, match="Failed after iterations as requested"):
-        drain(camera, seconds=10)
+        drain(camera)
     camera.close()
 
 
@@ -111,7 +111,7 @@ def test_a_pipeline_that_dies() -> None:
 )
 def test_a_wrong_pipeline(pipeline: str, reason: str) -> None:
     with pytest.raises(CameraError, match=re.escape(reason)):
-        drain(launch(pipeline), seconds=10)
+        drain(launch(pipeline))
 
 
 @needs_gstreamer
@@ -126,14 +126,14 @@ def test_a_pipeline_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert silent[-1] is None
     started = time.monotonic()
     camera.close()  # a stopped process takes nothing but SIGKILL
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert not Path(f"/proc/{pid}").exists()
 
 
 @needs_gstreamer
 def test_passwords_are_not_shown() -> None:
     with pytest.raises(CameraError) as caught:
-        drain(launch("rtspsrc location=rtsp://joe:wr0ng@127.0.0.1:9/x user-pw=s3cret"), seconds=10)
+        drain(launch("rtspsrc location=rtsp://joe:wr0ng@127.0.0.1:9/x user-pw=s3cret"))
     assert "wr0ng" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
     assert "joe:***@127.0.0.1" in str(caught.value)
@@ -192,7 +192,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """)
     assert done.returncode == -9, done.stderr
     pid = int(done.stdout)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_running(pid)

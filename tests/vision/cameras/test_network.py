@@ -54,7 +54,7 @@ def test_a_dead_name_server(monkeypatch: pytest.MonkeyPatch, answer: threading.E
     monkeypatch.setattr(network, "why_not", forbidden)
     started = time.monotonic()
     said = open_url()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert said.startswith("rtsp://joe:***@camera.example/1: the name camera.example could not be")
     assert "resolved within 0.1 s; look at this board's network and name server" in said
 
@@ -111,7 +111,7 @@ def test_ffmpeg_hanging_is_left_behind(
     assert "no video within" in open_url("rtsp://joe:geheim@127.0.0.1/1")
     assert not FakeCapture.released.is_set()
     answer.set()
-    assert FakeCapture.released.wait(5), "what comes late is given back"
+    assert FakeCapture.released.wait(30), "what comes late is given back"
 
 
 def test_several_addresses_share_the_time(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
@@ -121,20 +121,20 @@ def test_several_addresses_share_the_time(monkeypatch: pytest.MonkeyPatch, free_
     with socket.create_server(("127.0.0.1", free_port)):  # takes the call, and says nothing
         started = time.monotonic()
         said = network.why_not(address, ["127.0.0.2", "127.0.0.1"])
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
     assert "does not answer within 0.4 s" in said
 
 
 def test_a_result_an_error_and_neither(answer: threading.Event) -> None:
-    assert waiting.finish_in_time(lambda: 3, 5, name="t") == 3
+    assert waiting.finish_in_time(lambda: 3, 60, name="t") == 3
     with pytest.raises(ValueError, match="invalid literal"):
-        waiting.finish_in_time(lambda: int("x"), 5, name="t")
+        waiting.finish_in_time(lambda: int("x"), 60, name="t")
     late: list[bool] = []
     with pytest.raises(TimeoutError):
         waiting.finish_in_time(answer.wait, 0.01, name="t", discard=late.append)
     assert late == []
     answer.set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not late and time.monotonic() < deadline:
         time.sleep(0.001)
     assert late == [True]

@@ -173,7 +173,7 @@ def test_configuration(library: type[Picamera2]) -> None:
 def test_frames_are_copied_and_given_back(
     library: type[Picamera2], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picamera2, "SHORT_WAIT_S", 5.0)
+    monkeypatch.setattr(picamera2, "SHORT_WAIT_S", 60.0)
     camera = open_camera(CameraConfig(source="auto"))
     device = library.opened[0]
     assert camera.rate_hz == pytest.approx(30, abs=0.01)
@@ -219,7 +219,7 @@ def test_a_stop_that_blocks_is_left_behind(
     camera = open_camera(CameraConfig(source="picamera"))
     started = time.monotonic()
     camera.close()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 def test_a_failing_camera(library: type[Picamera2]) -> None:
