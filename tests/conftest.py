@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from brokers import MOSQUITTO, mosquitto
 from hypothesis import HealthCheck, settings
 from repeats import EXAMPLES
 
@@ -54,3 +55,19 @@ def _own_logging():
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def start_mosquitto(tmp_path):
+    """Start a mosquitto with more lines of configuration; return its port."""
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    started = []
+
+    def start(*lines, **more):
+        started.append(mosquitto(tmp_path, *lines, **more).start())
+        return started[-1].port
+
+    yield start
+    for broker in started:
+        broker.stop()

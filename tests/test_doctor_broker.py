@@ -4,7 +4,7 @@ import time
 
 import paho.mqtt.client as mqtt
 import pytest
-from brokers import MOSQUITTO, amqtt, free_port, make_certificates, mosquitto
+from brokers import amqtt, free_port, make_certificates
 
 from agent.config import CameraConfig, Config, DeviceConfig, ModelConfig, MqttConfig, device_id
 from agent.contract import topics
@@ -39,22 +39,6 @@ def examined(settings, timeout_s=20.0):
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start a mosquitto with more lines of configuration."""
-    if MOSQUITTO is None:
-        pytest.skip("mosquitto is not installed")
-    started = []
-
-    def start(*lines, **more):
-        started.append(mosquitto(tmp_path, *lines, **more).start())
-        return started[-1].port
-
-    yield start
-    for broker in started:
-        broker.stop()
-
-
-@pytest.fixture
 def rights(tmp_path):
     """Write an access list; only the lines given are allowed."""
 
@@ -75,8 +59,8 @@ def test_broker_that_is_not_there_fails():
     assert "broker_limits" not in checks
 
 
-def test_good_broker(start):
-    checks = examined(config(start()))
+def test_good_broker(start_mosquitto):
+    checks = examined(config(start_mosquitto()))
     assert {check.state for check in checks.values()} == {"ok"}
     assert f"edge/{DEVICE}/check came back" in checks["broker"].message
     assert "MQTT 5" in checks["broker"].message
@@ -94,8 +78,8 @@ def test_old_broker_is_spoken_to_in_its_own_version(tmp_path):
     assert "MQTT 3.1.1" in checks["broker"].message
 
 
-def test_wrong_password_fails_without_saying_it(tmp_path, start):
-    port = start(users={"board": "right"})
+def test_wrong_password_fails_without_saying_it(tmp_path, start_mosquitto):
+    port = start_mosquitto(users={"board": "right"})
     word = tmp_path / "word"
     for password, state in (("right", "ok"), ("wr0ng", "fail")):
         word.write_text(f"{password}\n")
@@ -104,15 +88,17 @@ def test_wrong_password_fails_without_saying_it(tmp_path, start):
         assert password not in check.message
 
 
-def test_topic_is_the_device_s_own(start):
-    settings = Config(mqtt=MqttConfig(url=f"mqtt://127.0.0.1:{start()}", prefix="farm/east"))
+def test_topic_is_the_device_s_own(start_mosquitto):
+    settings = Config(
+        mqtt=MqttConfig(url=f"mqtt://127.0.0.1:{start_mosquitto()}", prefix="farm/east")
+    )
     check = examined(settings)["broker"]
     assert f"farm/east/{device_id(settings.device)}/check" in check.message
 
 
 @pytest.mark.parametrize(("protocol", "state"), [("5", "fail"), ("3.1.1", "warn")])
-def test_topics_that_may_not_be_written(start, rights, protocol, state):
-    settings = config(start(rights("topic readwrite other/#"))).mqtt
+def test_topics_that_may_not_be_written(start_mosquitto, rights, protocol, state):
+    settings = config(start_mosquitto(rights("topic readwrite other/#"))).mqtt
     attempts = attempts_on(f"edge/{DEVICE}", ["door"], 100)
     check = judge_trip(settings, protocol, attempts, travel(settings, protocol, attempts, 1.0))
     assert check.state == state
@@ -120,20 +106,20 @@ def test_topics_that_may_not_be_written(start, rights, protocol, state):
     assert f"let this user write to edge/{DEVICE}/# in the broker's access" in check.remedy
 
 
-def test_rights_that_end_above_the_cameras(start, rights):
-    check = examined(config(start(rights(f"topic readwrite edge/{DEVICE}/+"))))["broker"]
+def test_rights_that_end_above_the_cameras(start_mosquitto, rights):
+    check = examined(config(start_mosquitto(rights(f"topic readwrite edge/{DEVICE}/+"))))["broker"]
     assert check.state == "fail"
     assert f"refuses messages to edge/{DEVICE}/camera/door/check" in check.message
     assert f"edge/{DEVICE}/camera/door/#" in check.remedy
 
 
-def test_the_agent_needs_not_read_what_it_writes(start, rights):
-    check = examined(config(start(rights(f"topic write edge/{DEVICE}/#"))))["broker"]
+def test_the_agent_needs_not_read_what_it_writes(start_mosquitto, rights):
+    check = examined(config(start_mosquitto(rights(f"topic write edge/{DEVICE}/#"))))["broker"]
     assert check.state == "ok", check
 
 
-def test_limits_of_connack(start):
-    port = start("max_packet_size 4096", "max_inflight_messages 3", "max_keepalive 12")
+def test_limits_of_connack(start_mosquitto):
+    port = start_mosquitto("max_packet_size 4096", "max_inflight_messages 3", "max_keepalive 12")
     check = examined(config(port))["broker_limits"]
     assert check.state == "warn"
     assert "3 messages in flight" in check.message
@@ -144,22 +130,22 @@ def test_limits_of_connack(start):
     assert "max_detections" in check.remedy
 
 
-def test_fewer_boxes_fit(start):
-    port = start("max_packet_size 4096")
+def test_fewer_boxes_fit(start_mosquitto):
+    port = start_mosquitto("max_packet_size 4096")
     few = config(port, model=ModelConfig(max_detections=10))
     assert examined(few)["broker_limits"].state == "ok"
 
 
-def test_broker_that_takes_small_messages_alone(start):
+def test_broker_that_takes_small_messages_alone(start_mosquitto):
     """mosquitto says so in PUBACK alone, not in CONNACK."""
-    checks = examined(config(start("message_size_limit 2000")))
+    checks = examined(config(start_mosquitto("message_size_limit 2000")))
     assert checks["broker"].state == "warn"
     assert "it refuses messages of" in checks["broker"].message
     assert "message_size_limit" in checks["broker"].remedy
 
 
-def test_broker_without_retained_messages(start):
-    checks = examined(config(start("retain_available false")))
+def test_broker_without_retained_messages(start_mosquitto):
+    checks = examined(config(start_mosquitto("retain_available false")))
     assert checks["broker_limits"].state == "warn"
     assert "retain_available true" in checks["broker_limits"].remedy
     assert checks["broker"].state == "ok", checks["broker"]
@@ -192,9 +178,9 @@ def test_large_results():
     assert large_result_bytes(config(1), {"raw", "segmentation"}) > boxes
 
 
-def test_nobody_is_disturbed_and_nothing_is_left(start):
+def test_nobody_is_disturbed_and_nothing_is_left(start_mosquitto):
     """Retained states stay what they are, and the topics people listen to stay silent."""
-    port = start()
+    port = start_mosquitto()
     names = Topics("edge", DEVICE)
     retained = {
         names.name(topics.STATUS): b"status",
@@ -235,9 +221,9 @@ def wait_for(what, within_s=WITHIN_S):
         time.sleep(0.01)
 
 
-def test_certificates_of_a_tls_broker(tmp_path, start):
+def test_certificates_of_a_tls_broker(tmp_path, start_mosquitto):
     made = make_certificates(tmp_path)  # good for two days
-    port = start("require_certificate true", tls=made)
+    port = start_mosquitto("require_certificate true", tls=made)
     settings = config(
         port,
         scheme="mqtts",

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
-from brokers import MOSQUITTO, mosquitto
 from commands import PROJECT
 
 from agent.config import CameraConfig, Config, DeviceConfig, MqttConfig, UpdateConfig
@@ -46,23 +45,7 @@ def examined(settings):
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start a mosquitto with more lines of configuration."""
-    if MOSQUITTO is None:
-        pytest.skip("mosquitto is not installed")
-    started = []
-
-    def start(*lines, **more):
-        started.append(mosquitto(tmp_path, *lines, **more).start())
-        return started[-1].port
-
-    yield start
-    for running in started:
-        running.stop()
-
-
-@pytest.fixture
-def shipped(tmp_path, start):
+def shipped(tmp_path, start_mosquitto):
     """Start a mosquitto with the shipped rights, or some of them, held against names of users."""
 
     def run(*without):
@@ -72,7 +55,7 @@ def shipped(tmp_path, start):
         rights.write_text("\n".join(lines) + "\n")
         rights.chmod(0o600)
         users = {DEVICE: "word", "repository": "word"}
-        return start(f"acl_file {rights}", users=users)
+        return start_mosquitto(f"acl_file {rights}", users=users)
 
     return run
 
@@ -90,7 +73,7 @@ def test_orders_of_the_board_and_its_groups():
     assert asked.request.topic == GET
 
 
-def test_a_broker_that_refuses_subscriptions(tmp_path, start):
+def test_a_broker_that_refuses_subscriptions(tmp_path, start_mosquitto):
     """mosquitto's dynamic security says so in SUBACK, in both versions of the protocol."""
     found = list(Path("/usr/lib").glob(f"*/{DYNAMIC_SECURITY}"))
     if not found:
@@ -107,7 +90,7 @@ def test_a_broker_that_refuses_subscriptions(tmp_path, start):
     }
     file = tmp_path / "rules.json"
     file.write_text(json.dumps(document))
-    port = start(f"plugin {found[0]}", f"plugin_opt_config_file {file}")
+    port = start_mosquitto(f"plugin {found[0]}", f"plugin_opt_config_file {file}")
     settings = config(port)
     checks = examined(settings)
     assert checks["broker"].state == "ok", checks["broker"]
@@ -171,10 +154,10 @@ def test_rights_from_before_there_were_repositories(tmp_path, shipped):
     assert f"`{line}`" in checks["broker_orders"].remedy
 
 
-def test_nobody_answers_and_nobody_is_disturbed(start, monkeypatch):
+def test_nobody_answers_and_nobody_is_disturbed(start_mosquitto, monkeypatch):
     """Who listens to all sees what is tried and no more, and orders stay what they are."""
     monkeypatch.setattr(broker, "ANSWERS_WITHIN_S", 0.1)
-    port = start()
+    port = start_mosquitto()
     heard, arrived = [], threading.Event()
     reported = "edge/porch-pi/model/reported"
     retained = {OWN: b"an order", reported: b"what runs"}

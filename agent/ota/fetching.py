@@ -21,6 +21,7 @@ import msgspec
 import agent
 from agent.contract.updates import Desired, Floors
 from agent.ota import steps
+from agent.ota.children import kill, see_off
 from agent.ota.clock_policy import Time, decide, is_local
 from agent.ota.fetch_mqtt import ChunkRelay
 from agent.ota.jobs import (
@@ -42,8 +43,6 @@ from agent.ota.refusal import RefusalError
 from agent.ota.state import BundleRef
 from agent.sensors.clock import read_clock_synced
 
-# A killed process is gone in some 10 ms, unless a disk or a driver holds it.
-AT_ONCE_S = 0.05
 MOST_LINE_BYTES = 4 << 20
 MOST_COMPLAINT_BYTES = 2000
 READ_BYTES = 1 << 16
@@ -57,10 +56,6 @@ PROCESS = (
     "sys.argv.pop(1) == str(os.getppid()) or os._exit(1); "
     "sys.path[0] = sys.argv.pop(1); from agent.ota.process import main; sys.exit(main())"
 )
-
-# Killed and not gone yet: seen off when the next one is started. What such a one holds is locked,
-# so the next one says E_SYSTEM and is tried again.
-_ending: list[subprocess.Popen[bytes]] = []
 
 
 def process_command(parent: int) -> list[str]:
@@ -82,7 +77,9 @@ class UpdateProcess:
         self._told = b""
         self._complaint = b""
         self._to_tell = to_line(job)
-        _ending[:] = [process for process in _ending if process.poll() is None]
+        # What one that was killed and is not gone yet holds is locked, so that this one says
+        # E_SYSTEM and is tried again.
+        see_off()
         self._process = subprocess.Popen(
             process_command(os.getpid()),
             stdin=subprocess.PIPE,
@@ -116,12 +113,7 @@ class UpdateProcess:
 
     def stop(self) -> None:
         """See `steps.Step`."""
-        with contextlib.suppress(OSError):
-            self._process.kill()
-        try:
-            self._process.wait(AT_ONCE_S)
-        except subprocess.TimeoutExpired:
-            _ending.append(self._process)
+        kill(self._process)
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             with contextlib.suppress(OSError):

@@ -33,6 +33,7 @@ from msgspec import Struct
 import agent
 from agent.choices import Choice
 from agent.config import ModelConfig
+from agent.ota.children import kill, see_off
 from agent.ota.refusal import Code
 from agent.ota.steps import Refused, Reply, Succeeded, Working
 from agent.redaction import redact
@@ -55,10 +56,6 @@ MOST_WAIT_S = 240.0
 IDLE_WAITS_S = 10.0
 MAX_ANSWER_BYTES = 1 << 20
 MOST_CHARACTERS = 1000
-# A killed process is gone in some 10 ms, unless a driver holds it.
-AT_ONCE_S = 0.05
-# Killed and not gone yet: seen off with the next one.
-_ending: list[subprocess.Popen[bytes]] = []
 
 NotComparable = Literal["accelerator"]
 
@@ -169,6 +166,7 @@ class Exam:
             raise
 
     def _launch(self) -> None:
+        see_off()
         for file in (self._answers, self._complaints):
             file.truncate(0)
             file.seek(0)
@@ -226,7 +224,7 @@ class Exam:
             return _conclude(self.request, self.doing, "", None)
         if self.request.stands_back == "idle":
             log.info("examined model gets no processor time; begun anew with more of it")
-            self._kill()
+            kill(self.process)
             self.request = msgspec.structs.replace(self.request, stands_back="nice")
             try:
                 self._launch()
@@ -245,17 +243,8 @@ class Exam:
 
     def stop(self) -> None:
         """Kill the child if it still runs, and forget what it said; waits no more than a moment."""
-        self._kill()
+        kill(self.process)
         self._close()
-
-    def _kill(self) -> None:
-        _ending[:] = [process for process in _ending if process.poll() is None]
-        if self.process.poll() is None:
-            self.process.kill()
-            try:
-                self.process.wait(AT_ONCE_S)
-            except subprocess.TimeoutExpired:
-                _ending.append(self.process)
 
     def _close(self) -> None:
         self._answers.close()

@@ -12,7 +12,7 @@ import pytest
 from bad_models import made_at, made_box, made_classifier, made_recurrent, model_folder, pictures
 from hypothesis import given
 from hypothesis import strategies as st
-from live import Live, model
+from live import model
 
 from agent.config import CameraConfig
 from agent.contract.payloads import ModelIdentity
@@ -292,19 +292,6 @@ def test_a_file_that_is_none_of_ours_is_refused(content):
 
 
 # A worker lends, a child looks.
-
-
-@pytest.fixture
-def live():
-    started = []
-
-    def start(*args, **kwargs):
-        started.append(Live(*args, **kwargs))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.stop()
 
 
 def lend(running, count=4):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from bad_models import made_at, made_box, made_classifier, made_recurrent, model_folder, pictures
 from fakes import FakeCamera, FakeEngine, fake_model, setup_of
-from live import Live, assert_accounted, model
+from live import assert_accounted, model
 from test_pipeline import Rig, source
 
 from agent.config import CameraConfig, SecondStage
@@ -331,19 +331,6 @@ def models(tmp_path):
         input={"color": "bgr"},
     )  # fmt: skip
     return model(one), model(two)
-
-
-@pytest.fixture
-def live():
-    started = []
-
-    def start(*args, **kwargs):
-        started.append(Live(*args, **kwargs))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.stop()
 
 
 def best(result):
